@@ -1,0 +1,1 @@
+"""Entry points that a cluster runs, as ``python -m jobs.train --config run.yaml``; each calls one public function."""

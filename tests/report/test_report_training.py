@@ -1,0 +1,115 @@
+"""The training page."""
+
+from __future__ import annotations
+
+import math
+
+from xmodal_dist.report.page import self_contained
+from xmodal_dist.report.training import render
+
+GOODPUT = {
+    "wall_s": 100.0,
+    "stages_s": {
+        "start_up": 10.0,
+        "wait_for_data": 20.0,
+        "forward": 20.0,
+        "backward": 25.0,
+        "optimizer": 5.0,
+    },
+    "records": 4800,
+    "records_per_s": 48.0,
+    "cpu_s_per_record": 0.002,
+    "binding_stage": "The data binds: 20 % of the time the model waits for it.",
+}
+SETTINGS = {"train": {"epochs": 2, "note": "<b>"}, "model": {"fusion": {"kind": "gated"}}}
+
+
+def _step(step, loss=1.0):
+    return {
+        "event": "step",
+        "step": step,
+        "epoch": step // 10,
+        "loss": loss,
+        "learning_rate": 1e-3,
+        "records_per_s": 48.0,
+        "time_s": float(step),
+    }
+
+
+def _epoch(epoch, accuracy, **extra):
+    return {
+        "event": "epoch",
+        "epoch": epoch,
+        "step": 10 * epoch + 10,
+        "train_loss": 0.5,
+        "val_loss": 0.6,
+        "val_accuracy": accuracy,
+        "val_macro_f1": accuracy,
+        "records": 2400,
+        "time_s": 12.5,
+        **extra,
+    }
+
+
+def test_page_is_self_contained_and_shows_the_run():
+    lines = [*map(_step, range(1, 11)), _epoch(0, 0.75), *map(_step, range(11, 21)), _epoch(1, 0.7)]
+    html = render("runs/a", lines, GOODPUT, None, SETTINGS)
+    self_contained(html)
+    assert html == render("runs/a", lines, GOODPUT, None, SETTINGS)
+    for shown in ("Loss", "Learning rate", "Throughput", "Validation", "Where the time went", "Settings"):
+        assert f">{shown}" in html
+    assert '<span class="value">75.0 %</span><span class="note">best, after epoch 0</span>' in html
+    assert "The data binds: 20 % of the time the model waits for it." in html
+    assert "50 % in forward, backward, optimizer" in html
+    assert "model.fusion.kind" in html and "&lt;b&gt;" in html
+    assert "20 steps" in html
+
+
+def test_time_that_no_stage_accounts_for_is_shown():
+    html = render("runs/a", [_step(1)], GOODPUT, None, {})
+    assert "not measured" in html and "20.0 s" in html
+    whole = GOODPUT | {"stages_s": {"forward": 100.0}}
+    assert "not measured" not in render("runs/a", [_step(1)], whole, None, {})
+
+
+def test_repeated_steps_after_a_restart_count_once():
+    lines = [_step(1), _step(2), _epoch(0, 0.5), _step(2), _epoch(0, 0.625)]
+    html = render("runs/a", lines, GOODPUT, None, {})
+    assert "2 steps" in html
+    assert "62.5 %" in html and "50.0 %</td>" not in html
+
+
+def test_loss_that_is_not_finite_is_told():
+    html = render("runs/a", [_step(1), _step(2, math.nan), _step(3, math.inf)], GOODPUT, None, {})
+    assert "The loss was not finite at 2 steps" in html
+    assert "not finite" not in render("runs/a", [_step(1)], GOODPUT, None, {})
+
+
+def test_run_that_ended_before_its_first_step():
+    html = render("runs/a", [], GOODPUT | {"records": 0, "wall_s": 0.0}, None, {})
+    self_contained(html)
+    assert "No step was logged." in html
+
+
+def test_epoch_without_validation():
+    html = render("runs/a", [_step(1), _epoch(0, None, val_loss=None, val_macro_f1=None)], GOODPUT, None, {})
+    assert ">Validation<" not in html and "–" in html
+
+
+def test_evaluation_is_shown():
+    evaluation = {
+        "rows": 4,
+        "accuracy": 0.75,
+        "macro_f1": 0.73,
+        "confusion_matrix": [[2, 0], [1, 1]],
+        "per_class": {
+            name: {"precision": 0.7, "recall": 0.7, "f1": 0.7, "support": 2, "auroc": None}
+            for name in ("cat", "dog")
+        },
+        "per_subset": {},
+        "best_single": None,
+        "fusion_gain": None,
+    }
+    html = render("runs/a", [_step(1)], GOODPUT, evaluation, {})
+    self_contained(html)
+    assert "Confusion matrix" in html and "Evaluation accuracy" in html and ">dog<" in html

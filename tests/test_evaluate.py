@@ -1,0 +1,159 @@
+"""Evaluation of a table of predictions."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmodal_dist.errors import DataError
+from xmodal_dist.evaluate import evaluate_predictions, subset_column
+from xmodal_dist.metrics import classification_metrics
+
+CLASSES = ["cat", "dog", "owl"]
+FIELDS = ["image", "audio"]
+
+
+def _softmax(logits):
+    return (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _column(probabilities):
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(probabilities.ravel(), pa.float32()), probabilities.shape[1]
+    )
+
+
+def _predictions(rows: int = 60, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, rows)
+    one_hot = np.eye(3)[truth]
+    image = _softmax(rng.normal(size=(rows, 3)) + one_hot)
+    audio = _softmax(rng.normal(size=(rows, 3)) + 2 * one_hot)
+    both = _softmax(np.log(image) + np.log(audio) + one_hot)
+    label = both.argmax(axis=1)
+    return pa.table(
+        {
+            "id": [f"r{i:03d}" for i in range(rows)],
+            "truth": [CLASSES[t] for t in truth],
+            "label": [CLASSES[c] for c in label],
+            "probability": pa.array(both.max(axis=1), pa.float32()),
+            "probabilities": _column(both),
+            "modalities": pa.array([["image"] if i % 3 == 0 else FIELDS for i in range(rows)]),
+            subset_column(["image"]): _column(image),
+            subset_column(["audio"]): _column(audio),
+            subset_column(FIELDS): _column(both),
+        }
+    )
+
+
+def _replaced(table: pa.Table, name: str, values) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def test_metrics_are_those_of_the_probabilities():
+    table = _predictions()
+    evaluation = evaluate_predictions(table, CLASSES)
+    json.dumps(evaluation.metrics, allow_nan=False)
+    json.dumps(evaluation.curves, allow_nan=False)
+    truth = np.array([CLASSES.index(t) for t in table["truth"].to_pylist()])
+    probabilities = np.array(table["probabilities"].to_pylist(), dtype=np.float32)
+    expected = classification_metrics(truth, probabilities, CLASSES)
+    assert {key: evaluation.metrics[key] for key in expected} == expected
+    assert sum(evaluation.curves["reliability"]["rows"]) == 60
+    assert set(evaluation.metrics) == set(expected) | {"per_subset", "best_single", "fusion_gain"}
+
+
+def test_subsets_and_what_fusion_gains():
+    table = _predictions(300)
+    found = evaluate_predictions(table, CLASSES).metrics
+    assert list(found["per_subset"]) == ["image", "audio", "image+audio"]
+    assert [found["per_subset"][s]["rows_present"] for s in found["per_subset"]] == [300, 200, 200]
+    assert all(values["rows"] == 300 for values in found["per_subset"].values())
+    assert found["per_subset"]["image+audio"]["accuracy"] == found["accuracy"]
+    assert found["best_single"] == "audio"
+    assert found["fusion_gain"] == pytest.approx(found["accuracy"] - found["per_subset"]["audio"]["accuracy"])
+    truth, audio = table["truth"].to_pylist(), np.array(table["subset:audio"].to_pylist()).argmax(axis=1)
+    hits = [CLASSES[audio[i]] == truth[i] for i in range(300) if i % 3]
+    assert found["per_subset"]["audio"]["accuracy_present"] == pytest.approx(np.mean(hits))
+
+
+def test_subset_that_no_record_has():
+    table = _replaced(_predictions(6), "modalities", pa.array([["image"]] * 6))
+    audio = evaluate_predictions(table, CLASSES).metrics["per_subset"]["audio"]
+    assert audio["rows_present"] == 0 and audio["accuracy_present"] is None and audio["rows"] == 6
+
+
+def test_without_subsets():
+    table = _predictions(10)
+    plain = evaluate_predictions(table.select(table.column_names[:6]), CLASSES).metrics
+    assert plain["per_subset"] == {} and plain["best_single"] is None and plain["fusion_gain"] is None
+    single = evaluate_predictions(table.select(table.column_names[:7]), CLASSES).metrics
+    assert single["best_single"] == "image" and single["fusion_gain"] is None
+
+
+def test_worst_errors_are_the_most_confident_ones():
+    table = _predictions(200)
+    worst = evaluate_predictions(table, CLASSES, num_worst=5).worst
+    rows = [r for r in table.to_pylist() if r["truth"] != r["label"]]
+    rows.sort(key=lambda r: -r["probability"])
+    assert [(w.id, w.truth, w.label, w.probability) for w in worst] == [
+        (r["id"], r["truth"], r["label"], r["probability"]) for r in rows[:5]
+    ]
+    everything = evaluate_predictions(table, CLASSES, num_worst=1000)
+    assert len(everything.worst) == len(rows) == 200 - np.trace(everything.metrics["confusion_matrix"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 99), st.integers(1, 7))
+def test_order_and_chunks_do_not_matter(rows, seed, chunk_rows):
+    table = _predictions(rows, seed)
+    order = np.random.default_rng(seed).permutation(rows)
+    shuffled = table.take(order)
+    chunked = pa.concat_tables([shuffled.slice(i, chunk_rows) for i in range(0, rows, chunk_rows)])
+    one, other = evaluate_predictions(table, CLASSES), evaluate_predictions(chunked, CLASSES)
+    assert one.worst == other.worst
+    assert one.metrics["confusion_matrix"] == other.metrics["confusion_matrix"]
+    assert one.metrics["log_loss"] == pytest.approx(other.metrics["log_loss"])
+    for name, values in one.metrics["per_subset"].items():
+        assert values == pytest.approx(other.metrics["per_subset"][name])
+
+
+def test_unknown_truth_names_labels_counts_and_classes():
+    table = _predictions(6)
+    table = _replaced(table, "truth", pa.array(["cat", "yak", "yak", "emu", "dog", None]))
+    with pytest.raises(DataError) as caught:
+        evaluate_predictions(table, CLASSES)
+    message = str(caught.value)
+    assert message.startswith("4 of 6 rows have a label that the model was not trained on: 'yak' (2 rows)")
+    assert "'emu' (1 row)" in message and "no label (1 row)" in message
+    assert "It knows: 'cat', 'dog', 'owl'." in message
+    assert "Retrain" in message and "filter" in message
+
+
+def test_many_unknown_labels_are_shortened_and_counted():
+    table = _predictions(40)
+    table = _replaced(table, "truth", pa.array([f"new{i:02d}" for i in range(40)]))
+    with pytest.raises(DataError, match=r"'new09' \(1 row\) and 30 more\. It knows"):
+        evaluate_predictions(table, CLASSES)
+
+
+def test_unusable_predictions_are_refused():
+    table = _predictions(6)
+    with pytest.raises(DataError, match="no rows; is the split empty"):
+        evaluate_predictions(table.slice(0, 0), CLASSES)
+    with pytest.raises(DataError, match=r"lack the column\(s\) modalities, truth"):
+        evaluate_predictions(table.drop_columns(["truth", "modalities"]), CLASSES)
+    with pytest.raises(DataError, match="expected a fixed-size list of 4 probabilities"):
+        evaluate_predictions(table, [*CLASSES, "yak"])
+    with pytest.raises(DataError, match="not their most probable class"):
+        evaluate_predictions(table, ["owl", "dog", "cat"])
+    broken = _column(np.full((6, 3), np.nan, dtype=np.float32))
+    with pytest.raises(
+        DataError, match="'probabilities' has values that are not finite: the model has diverged"
+    ):
+        evaluate_predictions(_replaced(table, "probabilities", broken), CLASSES)

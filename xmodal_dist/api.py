@@ -1,0 +1,217 @@
+"""The commands as Python functions, with the same names and arguments: each settles settings and joins the rooms."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from xmodal_dist import config as configuration
+from xmodal_dist import runtime, storage
+from xmodal_dist.bundle import check_files, load_bundle
+from xmodal_dist.dataset.inspect import Inspection, inspect_dataset
+from xmodal_dist.dataset.manifest import MANIFEST_NAME, Manifest, load_manifest
+from xmodal_dist.dataset.schema import Field, parse_field
+from xmodal_dist.dataset.verify import VerifyResult, verify_dataset
+from xmodal_dist.doctor import Finding, examine
+from xmodal_dist.errors import UsageError
+from xmodal_dist.evaluate import Evaluation, evaluate_predictions
+from xmodal_dist.ingest import pack as packing
+from xmodal_dist.report import evaluation as evaluation_page
+from xmodal_dist.report import examples
+from xmodal_dist.report import scoring as scoring_page
+from xmodal_dist.report import training as training_page
+from xmodal_dist.score import job as scoring
+from xmodal_dist.score.verify import verify_scoring
+from xmodal_dist.train.launch import TrainResult, launch
+from xmodal_dist.train.log import read_metrics
+
+__all__ = ["doctor", "evaluate", "inspect", "pack", "score", "train", "verify"]
+
+_NUM_WORST = 20
+
+
+def pack(
+    source: str,
+    dataset: str,
+    *,
+    field: Sequence[str | Field] = (),
+    label: str | None = None,
+    id: str | None = None,
+    split: str | None = None,
+    split_ratio: tuple[float, float, float] | None = None,
+    overwrite: bool = False,
+    config: str | None = None,
+    set: Sequence[str] = (),
+) -> Manifest:
+    """Pack raw records into a dataset.
+
+    Args:
+        source: CSV, JSONL or Parquet (file, glob, folder), or a folder of class folders.
+        dataset: directory or URI to write.
+        field: fields as ``NAME=KIND[:COLUMN,...]``; none infers all of them.
+        label: column of the class.
+        id: column of the record's id.
+        split: column of the split.
+        split_ratio: shares of train, val and test where no column says.
+        overwrite: replace a dataset that is there.
+        config: YAML file; its ``pack`` section counts here.
+        set: overrides like ``pack.seed=1``.
+    """
+    if split is not None and split_ratio is not None:
+        raise UsageError("--split takes the splits from a column, --split-ratio makes them: give one of the two")
+    overrides = list(set)
+    if split_ratio is not None:
+        overrides.append(f"pack.split_ratio={list(split_ratio)}")
+    fields = [parse_field(f) if isinstance(f, str) else f for f in field]
+    return packing.pack(
+        source,
+        storage.absolute(dataset),
+        fields=fields or None,
+        label=label,
+        id_column=id,
+        split_column=split,
+        settings=configuration.load(config, overrides).pack,
+        overwrite=overwrite,
+    )
+
+
+def inspect(dataset: str) -> Inspection:
+    """What is in a packed dataset, and what looks wrong."""
+    return inspect_dataset(storage.absolute(dataset))
+
+
+def train(
+    data: str,
+    output: str,
+    *,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    num_workers: int | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Train a classifier on a packed dataset.
+
+    Args:
+        data: the dataset.
+        output: run directory to write.
+        config: YAML file of settings; none takes the defaults.
+        set: overrides like ``train.epochs=20``.
+        num_workers: DDP workers; None takes the settings'.
+        resume: continue the run in ``output``.
+    """
+    run = storage.absolute(output)
+    overrides = [*set, *([f"train.num_workers={num_workers}"] if num_workers is not None else [])]
+    settings = configuration.load(config, overrides)
+    with runtime.connect():
+        result = launch(
+            storage.absolute(data),
+            run,
+            fields=settings.fields,
+            model=settings.model,
+            train=settings.train,
+            pipeline=settings.pipeline,
+            resume=resume,
+        )
+    goodput = json.loads(storage.read_text(storage.join(run, "goodput.json")))
+    page = training_page.render(run, read_metrics(run), goodput, None, settings.model_dump(mode="json"))
+    storage.write_bytes(storage.join(run, "report.html"), page.encode())
+    return result
+
+
+def evaluate(
+    bundle: str, data: str, output: str, *, split: str = "test", num_workers: int | None = None
+) -> dict[str, Any]:
+    """Evaluate a bundle on a split of a dataset and return the content of ``metrics.json``.
+
+    Args:
+        bundle: the trained model.
+        data: the dataset.
+        output: directory to write: metrics.json, predictions.parquet, report.html.
+        split: which split.
+        num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
+    """
+    bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
+    manifest = load_manifest(data)
+    manifest.split_shards(split)
+    model = load_bundle(bundle)
+    with runtime.connect():
+        settings = scoring.ScoreSettings(evaluation=True, split=split)
+        scored = scoring.score(bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers)
+    predictions = scoring.read_predictions(scored)
+    outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST)
+    sink = io.BytesIO()
+    pq.write_table(predictions, sink)
+    storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())
+    _write_json(storage.join(output, "metrics.json"), outcome.metrics)
+    _write_evaluation_page(output, bundle, data, split, manifest, outcome)
+    return outcome.metrics
+
+
+def _write_evaluation_page(
+    output: str, bundle: str, data: str, split: str, manifest: Manifest, outcome: Evaluation
+) -> None:
+    shown = examples.find(data, manifest, split, outcome.worst)
+    header = {"bundle": bundle, "dataset": data, "split": split}
+    page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def score(
+    bundle: str,
+    input: Sequence[str],
+    output: str,
+    *,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    num_workers: int | None = None,
+) -> scoring.ScoreResult:
+    """Score Parquet records with a bundle; run again to continue a run that was stopped.
+
+    Args:
+        bundle: the trained model.
+        input: Parquet files, globs, folders, or packed datasets.
+        output: directory to write.
+        config: YAML file; its ``score`` section counts here.
+        set: overrides like ``score.top_k=5``.
+        num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
+    """
+    output = storage.absolute(output)
+    settings = configuration.load(config, set).score
+    with runtime.connect():
+        inputs = [storage.absolute(path) for path in input]
+        result = scoring.score(storage.absolute(bundle), inputs, output, settings, num_workers=num_workers)
+    manifest = result.manifest.model_dump(mode="json")
+    page = scoring_page.render(
+        manifest, manifest["label_counts"], manifest["confidence_counts"], manifest["quarantine"]
+    )
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return result
+
+
+def verify(path: str) -> VerifyResult:
+    """Check a dataset, a bundle or scoring output against its manifest, to the byte.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    path = storage.absolute(path)
+    if storage.exists(storage.join(path, MANIFEST_NAME)):
+        return verify_dataset(path)
+    if storage.exists(storage.join(path, "MANIFEST.json")):
+        return VerifyResult(lost=0, duplicated=0, failed_checks=check_files(path))
+    if storage.exists(storage.join(path, "_run.json")):
+        return verify_scoring(path)
+    raise UsageError(f"{path!r} is not a dataset (manifest.json), a bundle (MANIFEST.json) or scoring output (_run.json)")
+
+
+def doctor(path: str | None = None) -> list[Finding]:
+    """Check this machine, Ray, and the storage at ``path``."""
+    return list(examine(path))
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    storage.write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

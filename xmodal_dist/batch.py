@@ -1,0 +1,112 @@
+"""Batch: what travels from the readers to the model, for training, evaluation and scoring alike.
+
+It knows nothing of modalities: a field's arrays are whatever its modality decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["Arrays", "Batch", "Records", "Tensors"]
+
+Arrays = dict[str, NDArray[np.generic]]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Decoded records in host memory, row-aligned, before they become tensors.
+
+    Attributes:
+        fields: per field, its decoded arrays, each with leading dimension n; rows of missing values hold zeros.
+        present: [n, M] bool, columns in field order.
+        labels: [n] int64 class index; -1 where there is no label.
+        weights: [n] float32; 0 marks padding and records that could not be decoded.
+        keys: [n] uint64, one per record and epoch: all randomness of a record derives from it.
+        ids: [n] int64, position of the record in its split or input (shard order, then row).
+    """
+
+    fields: dict[str, Arrays]
+    present: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    keys: NDArray[np.uint64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of rows, padding included."""
+        return len(self.labels)
+
+    def slice(self, start: int, stop: int) -> Records:
+        """Rows [start, stop) as views."""
+        part = slice(start, stop)
+        return Records(
+            fields={f: {name: a[part] for name, a in arrays.items()} for f, arrays in self.fields.items()},
+            present=self.present[part],
+            labels=self.labels[part],
+            weights=self.weights[part],
+            keys=self.keys[part],
+            ids=self.ids[part],
+        )
+
+    def to_batch(self) -> Batch:
+        """The same rows as tensors that share this memory where it is writable."""
+        return Batch(
+            inputs={f: {name: _tensor(a) for name, a in arrays.items()} for f, arrays in self.fields.items()},
+            present=_tensor(self.present),
+            labels=_tensor(self.labels),
+            weights=_tensor(self.weights),
+            keys=_tensor(self.keys.view(np.int64)),
+            ids=_tensor(self.ids),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one step.
+
+    Attributes:
+        inputs: per field, its tensors, each [B, ...].
+        present: [B, M] bool, columns in field order.
+        labels: [B] int64, -1 where there is no label.
+        weights: [B] float32, 0 for padding.
+        keys: [B] int64, bit pattern of the record keys.
+        ids: [B] int64, position of the record in its split or input.
+    """
+
+    inputs: dict[str, Tensors]
+    present: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    keys: torch.Tensor
+    ids: torch.Tensor
+
+    def __len__(self) -> int:
+        """Number of rows, padding included."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``; copies overlap with compute where memory is pinned."""
+        return Batch(
+            inputs={
+                f: {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+                for f, tensors in self.inputs.items()
+            },
+            present=self.present.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            weights=self.weights.to(device, non_blocking=True),
+            keys=self.keys.to(device, non_blocking=True),
+            ids=self.ids,
+        )
+
+    def with_inputs(self, inputs: dict[str, Tensors]) -> Batch:
+        """The same rows with other inputs (after the device-side transforms)."""
+        return replace(self, inputs=inputs)
+
+
+def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

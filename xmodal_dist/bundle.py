@@ -1,0 +1,193 @@
+"""A bundle: a directory that is a whole trained model. JSON, safetensors and tokenizer files; nothing that runs code.
+
+```
+spec.json            version, fields (settings and what was fitted), classes, model settings, where it was trained
+fields/NAME/FILE     files that a field was fitted with, for example tokenizer.json
+weights.safetensors  parameters by name
+metrics.json         validation metrics of these weights
+MANIFEST.json        SHA-256 and size of every file above, and the fingerprint; written last
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from xmodal_dist import storage
+from xmodal_dist.batch import Batch
+from xmodal_dist.errors import CheckpointError
+from xmodal_dist.modalities.fields import FieldSpec, transform
+from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
+
+__all__ = ["Bundle", "build_model", "check_files", "load_bundle", "save_bundle", "subsets"]
+
+_VERSION = 1
+_LAST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model in memory.
+
+    Attributes:
+        specs: the fields, in the order of ``Batch.present``.
+        classes: class names by index.
+        settings: settings of the model.
+        model: the classifier with its weights.
+        metrics: validation metrics of these weights.
+        origin: where it was trained: dataset fingerprint, settings, versions.
+        fingerprint: SHA-256 over spec, fitted files and weights; names the model in every output. "" until saved.
+    """
+
+    specs: tuple[FieldSpec, ...]
+    classes: tuple[str, ...]
+    settings: ModelSettings
+    model: CrossModalClassifier
+    metrics: Mapping[str, Any]
+    origin: Mapping[str, Any]
+    fingerprint: str = ""
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> dict[str, torch.Tensor]:
+        """Class probabilities [B, C] (float32, on the CPU) with all fields under ``""``, and for every mask given.
+
+        Args:
+            batch: decoded records on the model's device.
+            masks: by name, which fields to show ([M] bool, in field order); features are computed once.
+        """
+        self.model.eval()
+        batch = transform(self.specs, batch, augment=False)
+        features = self.model.encode(batch.inputs, batch.present)
+        field_logits = self.model.field_logits(features)
+        shown = {"": batch.present}
+        for name, mask in masks.items():
+            shown[name] = batch.present & torch.tensor(mask, device=batch.present.device)
+        return {
+            name: self.model.fuse(features, present, field_logits=field_logits).float().softmax(dim=-1).cpu()
+            for name, present in shown.items()
+        }
+
+
+def subsets(specs: Sequence[FieldSpec]) -> dict[str, list[bool]]:
+    """Every non-empty set of fields by name (``image+text``), as masks in field order; single fields first."""
+    names = [s.name for s in specs]
+    masks = [[bool(bits >> i & 1) for i in range(len(names))] for bits in range(1, 1 << len(names))]
+    masks.sort(key=lambda mask: (sum(mask), [not m for m in mask]))
+    return {"+".join(n for n, shown in zip(names, mask, strict=True) if shown): mask for mask in masks}
+
+
+def build_model(specs: Sequence[FieldSpec], num_classes: int, settings: ModelSettings) -> CrossModalClassifier:
+    """A classifier with fresh weights for some fields."""
+    encoders = {s.name: s.modality.encoder(s.settings, s.fitted, settings.width) for s in specs}
+    return CrossModalClassifier(encoders, num_classes, settings)
+
+
+def save_bundle(path: str, bundle: Bundle) -> str:
+    """Write a bundle, the manifest last, and return its fingerprint."""
+    files = dict(_files(bundle))
+    digests = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
+    fingerprint = _fingerprint(digests)
+    for name, payload in files.items():
+        storage.write_bytes(storage.join(path, name), payload)
+    manifest = {
+        "version": _VERSION,
+        "fingerprint": fingerprint,
+        "files": {name: {"sha256": digests[name], "bytes": len(files[name])} for name in sorted(files)},
+    }
+    storage.write_bytes(storage.join(path, _LAST), _json(manifest))
+    return fingerprint
+
+
+def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
+    """Read a bundle and check every file against the manifest.
+
+    Raises:
+        CheckpointError: not a bundle, damaged, or of another version.
+    """
+    manifest = _manifest(path)
+    files = {name: storage.read_bytes(storage.join(path, name)) for name in manifest["files"]}
+    for name, entry in manifest["files"].items():
+        if hashlib.sha256(files[name]).hexdigest() != entry["sha256"]:
+            raise CheckpointError(f"{storage.join(path, name)} is damaged: its SHA-256 is not the one in {_LAST}")
+    spec = json.loads(files["spec.json"])
+    fields = tuple(FieldSpec.from_json(f, _fitted_files(files, f["name"])) for f in spec["fields"])
+    settings = ModelSettings.model_validate(spec["model"])
+    model = build_model(fields, len(spec["classes"]), settings)
+    model.load_state_dict(load_tensors(files["weights.safetensors"]))
+    model.eval()
+    return Bundle(
+        specs=fields,
+        classes=tuple(spec["classes"]),
+        settings=settings,
+        model=model.to(device) if device is not None else model,
+        metrics=json.loads(files["metrics.json"]),
+        origin=spec["origin"],
+        fingerprint=manifest["fingerprint"],
+    )
+
+
+def check_files(path: str) -> list[str]:
+    """Everything wrong with a bundle's files, in words; empty if it is whole.
+
+    Raises:
+        CheckpointError: not a bundle, or of another version.
+    """
+    manifest, wrong = _manifest(path), []
+    for name, entry in manifest["files"].items():
+        place = storage.join(path, name)
+        if not storage.exists(place):
+            wrong.append(f"{place} is missing")
+        elif storage.sha256_of(place) != entry["sha256"]:
+            wrong.append(f"{place} is damaged: its SHA-256 is not the one in {_LAST}")
+    if _fingerprint({name: entry["sha256"] for name, entry in manifest["files"].items()}) != manifest["fingerprint"]:
+        wrong.append(f"{storage.join(path, _LAST)}: the fingerprint is not that of the files")
+    return wrong
+
+
+def _manifest(path: str) -> dict[str, Any]:
+    place = storage.join(path, _LAST)
+    if not storage.exists(place):
+        raise CheckpointError(f"{path!r} is not a bundle: it has no {_LAST}. Training writes one to RUN/bundle")
+    manifest: dict[str, Any] = json.loads(storage.read_text(place))
+    if manifest.get("version") != _VERSION:
+        raise CheckpointError(f"{place} has version {manifest.get('version')!r}; this release reads version {_VERSION}")
+    return manifest
+
+
+def _files(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
+    spec = {
+        "version": _VERSION,
+        "fields": [s.to_json() for s in bundle.specs],
+        "classes": list(bundle.classes),
+        "model": bundle.settings.model_dump(mode="json"),
+        "origin": dict(bundle.origin),
+    }
+    yield "spec.json", _json(spec)
+    for field in bundle.specs:
+        for name, text in field.fitted.files.items():
+            yield f"fields/{field.name}/{name}", text.encode()
+    weights = {name: t.detach().cpu().contiguous() for name, t in bundle.model.state_dict().items()}
+    yield "weights.safetensors", save_tensors(weights)
+    yield "metrics.json", _json(dict(bundle.metrics))
+
+
+def _fitted_files(files: Mapping[str, bytes], field: str) -> dict[str, str]:
+    prefix = f"fields/{field}/"
+    return {name.removeprefix(prefix): text.decode() for name, text in files.items() if name.startswith(prefix)}
+
+
+def _fingerprint(digests: Mapping[str, str]) -> str:
+    lines = [f"{name} {digest}" for name, digest in sorted(digests.items()) if name != "metrics.json"]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

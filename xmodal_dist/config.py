@@ -1,0 +1,105 @@
+"""One YAML file a run: the sections of every room together, with overrides from the command line.
+
+Nothing below this module sees the whole; each room receives its own section.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from xmodal_dist import storage
+from xmodal_dist.errors import UsageError
+from xmodal_dist.ingest.pack import PackSettings
+from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.score.job import ScoreSettings
+from xmodal_dist.settings import Settings
+from xmodal_dist.train.settings import TrainSettings
+
+__all__ = ["Config", "dump", "json_schema", "load"]
+
+
+class Config(Settings):
+    """Settings of a run.
+
+    Attributes:
+        fields: by field name, settings of its modality other than its kind; fields not named take the defaults.
+        pack: how a source becomes a dataset.
+        model: fusion and sizes.
+        train: how a run trains.
+        pipeline: how records are read.
+        score: how a dataset is scored.
+    """
+
+    fields: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    pack: PackSettings = PackSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    score: ScoreSettings = ScoreSettings()
+
+
+def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Settings from a YAML file, if one is given, with ``a.b=value`` overrides on top (values are YAML).
+
+    Raises:
+        UsageError: the file is not there or not YAML, or a setting is unknown or out of range.
+    """
+    content = _read(path) if path else {}
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        place = f"{path}: " if path else ""
+        raise UsageError("\n".join(place + _explain(e) for e in error.errors())) from error
+
+
+def dump(config: Config) -> str:
+    """The settings as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def json_schema() -> str:
+    """JSON schema of a configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=1)
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not storage.exists(path):
+        raise UsageError(f"the configuration file {path!r} does not exist")
+    try:
+        content = yaml.safe_load(storage.read_text(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a mapping of sections ({', '.join(Config.model_fields)})")
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not separator or not all(keys):
+        raise UsageError(f"--set {override!r}: expected section.name=value, for example train.epochs=20")
+    inner = content
+    for key in keys[:-1]:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override!r}: {key!r} is not a section")
+    inner[keys[-1]] = yaml.safe_load(value)
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One pydantic error in a user's words."""
+    place = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
+    return f"{place}: {message}{given}" if place else f"{message}{given}"

@@ -1,0 +1,1 @@
+"""Packed datasets: schema, manifest, writer, splits, the plan of an epoch, quarantine."""

@@ -1,0 +1,210 @@
+"""Evaluation: pure functions from a table of predictions to metrics, worst errors and the data of curves.
+
+It never sees a model, so it gives the same numbers whoever made the predictions and however many workers did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xmodal_dist import metrics
+from xmodal_dist.errors import DataError
+
+__all__ = ["SUBSET_PREFIX", "Evaluation", "Mistake", "evaluate_predictions", "subset_column"]
+
+SUBSET_PREFIX = "subset:"
+_MAX_NAMED = 10
+
+
+def subset_column(fields: Sequence[str]) -> str:
+    """Name of the column of probabilities that these fields alone give, for example ``subset:image+text``."""
+    return SUBSET_PREFIX + "+".join(fields)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A record whose predicted class is not the true one.
+
+    Attributes:
+        id: the record's id.
+        truth: true class.
+        label: predicted class.
+        probability: of the predicted class, in [0, 1].
+    """
+
+    id: str
+    truth: str
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: the content of ``metrics.json``: :func:`xmodal_dist.metrics.classification_metrics` and
+            ``per_subset`` (``image+text`` -> ``rows``; ``rows_present``, those that have every field of the
+            subset; ``accuracy``, ``macro_f1`` and ``log_loss`` over ``rows``; ``accuracy_present`` over
+            ``rows_present``, None without any), ``best_single`` (the field that alone is most accurate; None
+            without subset columns) and ``fusion_gain`` (accuracy less that of ``best_single``; None with
+            fewer than two fields).
+        worst: the errors, the most confident first.
+        curves: JSON-able data of plots: ``reliability`` (:func:`xmodal_dist.metrics.reliability_bins`).
+    """
+
+    metrics: dict[str, Any]
+    worst: tuple[Mistake, ...]
+    curves: dict[str, Any]
+
+
+def evaluate_predictions(
+    predictions: pa.Table, class_names: Sequence[str], num_worst: int = 20
+) -> Evaluation:
+    """Evaluate predictions of labelled records.
+
+    Args:
+        predictions: columns ``id`` (string), ``truth`` and ``label`` (class names), ``probabilities``
+            (fixed-size list of C; ``label`` is a class of the highest), ``modalities`` (list of the fields
+            that the record has) and any number of columns :func:`subset_column`, like ``probabilities``.
+        class_names: the C classes, in the order of the probabilities.
+        num_worst: at most so many errors in :attr:`Evaluation.worst`.
+
+    Raises:
+        DataError: no rows, a missing column, a true label that the classes do not know, or columns that
+            contradict each other.
+    """
+    _check_columns(predictions)
+    truth = _class_indices(predictions.column("truth"), class_names)
+    probabilities = _probabilities(predictions, "probabilities", len(class_names))
+    result = metrics.classification_metrics(truth, probabilities, class_names)
+    _check_labels(predictions, probabilities, class_names)
+    per_subset = _per_subset(predictions, truth, class_names)
+    return Evaluation(
+        metrics={**result, "per_subset": per_subset, **_fusion(result["accuracy"], per_subset)},
+        worst=_worst(predictions.column("id"), truth, probabilities, class_names, num_worst),
+        curves={"reliability": metrics.reliability_bins(truth, probabilities)},
+    )
+
+
+def _check_columns(predictions: pa.Table) -> None:
+    needed = {"id", "truth", "label", "probabilities", "modalities"}
+    missing = sorted(needed - set(predictions.column_names))
+    if missing:
+        raise DataError(f"the predictions lack the column(s) {', '.join(missing)}")
+    if predictions.num_rows == 0:
+        raise DataError("there is nothing to evaluate: the predictions have no rows; is the split empty?")
+
+
+def _class_indices(truth: pa.ChunkedArray, class_names: Sequence[str]) -> NDArray[np.int64]:
+    index = {name: i for i, name in enumerate(class_names)}
+    labels = truth.to_pylist()
+    unknown = Counter(label for label in labels if label not in index)
+    if not unknown:
+        return np.array([index[label] for label in labels], dtype=np.int64)
+    named = [
+        f"{'no label' if label is None else repr(label)} ({rows} row{'s' if rows > 1 else ''})"
+        for label, rows in sorted(unknown.items(), key=lambda item: (-item[1], str(item[0])))
+    ]
+    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+    raise DataError(
+        f"{unknown.total()} of {len(labels)} rows have a label that the model was not trained on: "
+        f"{', '.join(named[:_MAX_NAMED])}{more}. It knows: {_shortened(class_names)}. "
+        "Retrain on data with these labels, or filter the rows out of the split that is evaluated."
+    )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[: 3 * _MAX_NAMED])
+    return shown + (f" and {len(names) - 3 * _MAX_NAMED} more" if len(names) > 3 * _MAX_NAMED else "")
+
+
+def _probabilities(predictions: pa.Table, name: str, num_classes: int) -> NDArray[np.floating[Any]]:
+    """The column as [n, C]."""
+    column = predictions.column(name)
+    if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != num_classes:
+        expected = f"a fixed-size list of {num_classes} probabilities"
+        raise DataError(f"column {name!r} is {column.type}; expected {expected}")
+    if column.null_count:
+        raise DataError(f"column {name!r} has {column.null_count} null rows")
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    values: NDArray[np.floating[Any]] = np.concatenate(flat).reshape(-1, num_classes)
+    if not np.isfinite(values).all():
+        raise DataError(f"column {name!r} has values that are not finite: the model has diverged")
+    return values
+
+
+def _check_labels(
+    predictions: pa.Table, probabilities: NDArray[np.floating[Any]], class_names: Sequence[str]
+) -> None:
+    """Refuse labels that are not a most probable class: the metrics would describe other predictions."""
+    index = {name: i for i, name in enumerate(class_names)}
+    labels = predictions.column("label").to_pylist()
+    best = probabilities.max(axis=1)
+    wrong = [i for i, x in enumerate(labels) if x not in index or probabilities[i, index[x]] < best[i]]
+    if wrong:
+        first = wrong[0]
+        raise DataError(
+            f"{len(wrong)} of {len(labels)} rows have a label that is not their most probable class; "
+            f"first: id {predictions.column('id')[first].as_py()!r}, label {labels[first]!r}, most probable "
+            f"{class_names[probabilities[first].argmax()]!r}. The classes must be in the order of the bundle."
+        )
+
+
+def _per_subset(
+    predictions: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
+) -> dict[str, Any]:
+    present = [frozenset(fields or ()) for fields in predictions.column("modalities").to_pylist()]
+    result = {}
+    for column in predictions.column_names:
+        if not column.startswith(SUBSET_PREFIX):
+            continue
+        name = column.removeprefix(SUBSET_PREFIX)
+        probabilities = _probabilities(predictions, column, len(class_names))
+        predicted = probabilities.argmax(axis=1)
+        complete = np.array([fields.issuperset(name.split("+")) for fields in present], dtype=np.bool_)
+        summary = metrics.from_confusion(metrics.confusion_matrix(truth, predicted, len(class_names)))
+        result[name] = {
+            "rows": len(truth),
+            "rows_present": int(complete.sum()),
+            "accuracy": summary["accuracy"],
+            "accuracy_present": float((predicted == truth)[complete].mean()) if complete.any() else None,
+            "macro_f1": summary["macro_f1"],
+            "log_loss": metrics.log_loss(truth, probabilities),
+        }
+    return result
+
+
+def _fusion(accuracy: float, per_subset: dict[str, Any]) -> dict[str, Any]:
+    singles = {name: values["accuracy"] for name, values in per_subset.items() if "+" not in name}
+    if not singles:
+        return {"best_single": None, "fusion_gain": None}
+    best = max(singles, key=lambda name: singles[name])
+    return {"best_single": best, "fusion_gain": accuracy - singles[best] if len(singles) > 1 else None}
+
+
+def _worst(
+    ids: pa.ChunkedArray,
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.floating[Any]],
+    class_names: Sequence[str],
+    num_worst: int,
+) -> tuple[Mistake, ...]:
+    predicted = probabilities.argmax(axis=1)
+    mistakes = (
+        Mistake(
+            id=str(ids[i].as_py()),
+            truth=class_names[truth[i]],
+            label=class_names[predicted[i]],
+            probability=float(probabilities[i, predicted[i]]),
+        )
+        for i in np.flatnonzero(predicted != truth).tolist()
+    )
+    return tuple(sorted(mistakes, key=lambda m: (-m.probability, m.id))[:num_worst])

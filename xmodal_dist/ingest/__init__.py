@@ -1,0 +1,1 @@
+"""From raw sources (tables, class folders, the demo) to a packed dataset."""

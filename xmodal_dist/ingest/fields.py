@@ -1,0 +1,222 @@
+"""What each column of a source is for: label, id, split, group, weight, or part of a field, asked for or inferred."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xmodal_dist.dataset.schema import ID, LABEL, RESERVED, WEIGHT, Field, check_fields
+from xmodal_dist.dataset.split import SPLIT_ALIASES
+from xmodal_dist.errors import UsageError
+from xmodal_dist.ingest.source import SPLIT, Source, as_numbers, as_text, sample, single
+from xmodal_dist.modalities import Modality, available, load
+
+__all__ = ["Roles", "cells", "choose_fields", "find_roles"]
+
+_MAX_LABEL_CANDIDATE_VALUES = 100
+_MIN_ROWS_TO_JUDGE = 20
+
+
+class Roles(NamedTuple):
+    """Columns that are no features; None where there is none."""
+
+    label: str
+    id: str | None
+    split: str | None
+    group: str | None
+    weight: str | None
+
+
+def find_roles(
+    source: Source,
+    *,
+    label: str | None,
+    id_column: str | None,
+    split_column: str | None,
+    group: str | None,
+    take_split: bool,
+) -> Roles:
+    """Check the columns that were asked for; ``label``, ``id``, ``split`` and ``weight`` are taken by their names.
+
+    Args:
+        source: the source.
+        label: column of the label, None for ``label``.
+        id_column: column of the id, None for ``id`` if it is there.
+        split_column: column of the split, None for ``split`` if it is there and ``take_split``.
+        group: column of the group, or None.
+        take_split: False if the splits are to be made.
+
+    Raises:
+        UsageError: a column is not there.
+    """
+    names = source.table.column_names
+    if label is None and LABEL not in names:
+        raise UsageError(
+            f"the source has no column 'label'; name the column of the class with --label, "
+            f"perhaps one of: {', '.join(_label_candidates(source)) or ', '.join(source.columns)}"
+        )
+    asked = {"--label": label, "--id": id_column, "--split": split_column, "pack.group_column": group}
+    for what, column in asked.items():
+        if column is not None:
+            _require(names, column, what)
+    if split_column is None and take_split and SPLIT in names:
+        values = pc.utf8_lower(as_text(source.table.column(SPLIT))).drop_null().unique().to_pylist()
+        split_column = SPLIT if values and set(values) <= set(SPLIT_ALIASES) else None
+    weight = WEIGHT if WEIGHT in names and _is_number(as_numbers(source.table.column(WEIGHT)).type) else None
+    return Roles(label or LABEL, id_column or (ID if ID in names else None), split_column, group, weight)
+
+
+def choose_fields(
+    source: Source, asked: Sequence[Field] | None, roles: Roles
+) -> tuple[tuple[Field, ...], list[str]]:
+    """The fields to pack, as asked for or inferred, and in sentences what was left out or looks wrong.
+
+    Raises:
+        UsageError: a field reads a column that is not there or is the label, or no column can be a field.
+    """
+    if asked:
+        check_fields(asked)
+        for field in asked:
+            _check_asked(source, field, roles)
+        return tuple(asked), []
+    if source.fields:
+        return source.fields, []
+    fields, notes = _infer(source, roles)
+    if not fields:
+        raise UsageError(
+            f"no column of the source can be a field: {'; '.join(notes)}. Name the fields with --field NAME=KIND:COLUMN"
+        )
+    return tuple(fields), notes
+
+
+def cells(source: Source, modality: Modality[Any], column: str) -> pa.Array:
+    """A column of small values as its modality takes it: as numbers if it takes those, else as text."""
+    values = source.table.column(column)
+    numbers = single(values) if source.typed else as_numbers(values)
+    if modality.infer(column, sample(pa.chunked_array([numbers]))) > 0:
+        return numbers
+    return single(values).cast(pa.string())
+
+
+def _require(names: Sequence[str], column: str, what: str) -> None:
+    if column in names:
+        return
+    near = difflib.get_close_matches(column, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"its columns: {', '.join(names)}"
+    raise UsageError(f"{what}: the source has no column {column!r}; {hint}")
+
+
+def _check_asked(source: Source, field: Field, roles: Roles) -> None:
+    what = f"field {field.name!r}"
+    modality = load(field.kind)
+    if modality.is_media and len(field.columns) != 1:
+        raise UsageError(f"{what}: a field of kind {field.kind!r} reads one column, not {len(field.columns)}")
+    for column in field.columns:
+        _require(source.columns, column, what)
+        if column == roles.label:
+            raise UsageError(
+                f"{what} reads {column!r}, which is the label: the model would be told the answer"
+            )
+        is_text = column in source.table.column_names and pa.types.is_string(
+            source.table.schema.field(column).type
+        )
+        if modality.is_media and not is_text and column not in source.byte_columns:
+            kind = source.table.schema.field(column).type
+            expected = f"bytes, paths or URIs of {field.kind} files"
+            raise UsageError(f"{what}: column {column!r} holds {kind}; expected {expected}")
+
+
+def _infer(source: Source, roles: Roles) -> tuple[list[Field], list[str]]:
+    whole: list[Field] = []
+    joined: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for column in source.columns:
+        if column in roles or column == SPLIT:
+            continue
+        if column in RESERVED:
+            notes.append(f"column {column!r} left out: the name is reserved; rename it to use it")
+            continue
+        kind, reason = _kind_of(source, column)
+        if reason:
+            notes.append(f"column {column!r} left out: {reason}")
+        elif (
+            load(kind).infer(column, pa.array([0.0, 1.0, 2.0])) > 0
+        ):  # a kind that takes numbers: cells of one table
+            joined.setdefault(kind, []).append(column)
+        else:
+            whole.append(Field(name=column.replace("+", "_").replace(":", "_"), kind=kind, columns=(column,)))
+    fields = [
+        *whole,
+        *(Field(name=kind, kind=kind, columns=tuple(columns)) for kind, columns in joined.items()),
+    ]
+    check_fields(fields)
+    for field in fields:
+        for column in field.columns:
+            if not load(field.kind).is_media and _determines(source, column, roles.label):
+                what = "tells the label in every record: leave it out if it derives from the label"
+                notes.append(f"column {column!r} {what}")
+    return fields, notes
+
+
+def _kind_of(source: Source, column: str) -> tuple[str, str]:
+    """The kind that fits a column best, and "" or why the column is no feature."""
+    is_bytes = column in source.byte_columns
+    if is_bytes:
+        values = source.byte_columns[column].drop_null()
+    else:
+        raw = source.table.column(column)
+        values = sample(pa.chunked_array([raw.combine_chunks() if source.typed else as_numbers(raw)]))
+    if not len(values):
+        return "", "it has no values"
+    scores = {kind: load(kind).infer(column, values) for kind in available()}
+    best = max(scores, key=lambda kind: (scores[kind], kind))
+    if scores[best] <= 0:
+        return "", "its values fit no kind of field"
+    return best, "" if is_bytes or load(best).is_media else _uninformative(
+        source.table.column(column), values
+    )
+
+
+def _uninformative(column: pa.ChunkedArray, values: pa.Array) -> str:
+    distinct = pc.count_distinct(column, mode="all").as_py()
+    if distinct <= 1:
+        return "it has the same value in every record"
+    if len(values) < _MIN_ROWS_TO_JUDGE or pc.count_distinct(values).as_py() < 0.95 * len(values):
+        return ""
+    if pa.types.is_integer(values.type):
+        return "its whole numbers are all different, as of an identifier"
+    if pa.types.is_string(values.type) and pc.mean(pc.match_substring_regex(values, r"\s")).as_py() < 0.05:
+        if pc.mean(pc.match_substring_regex(values, r"\.[A-Za-z][A-Za-z0-9]{1,4}$")).as_py() > 0.95:
+            return "its values look like names of files of no known kind"
+        return "its words are all different, as of an identifier"
+    return ""
+
+
+def _determines(source: Source, column: str, label: str) -> bool:
+    """True if every value of a category column comes with one label only, and values repeat."""
+    if column in source.byte_columns:
+        return False
+    pairs = pa.table(
+        {"value": as_text(source.table.column(column)), "label": as_text(source.table.column(label))}
+    )
+    pairs = pairs.drop_null()
+    values = pc.count_distinct(pairs["value"]).as_py()
+    if not 1 < values <= len(pairs) / 5:
+        return False
+    return int(pairs.group_by(["value", "label"]).aggregate([]).num_rows) == int(values)
+
+
+def _label_candidates(source: Source) -> list[str]:
+    def count(column: str) -> int:
+        return int(pc.count_distinct(source.table.column(column)).as_py())
+
+    most = min(_MAX_LABEL_CANDIDATE_VALUES, max(source.table.num_rows // 2, 2))
+    return [column for column in source.table.column_names if 2 <= count(column) <= most]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -1,0 +1,374 @@
+"""Packs a source into a dataset: read what is small, choose fields and splits, shuffle, then stream the media.
+
+Read :func:`pack` first. What is in memory at a time: the table of small values, the records in flight, one row group
+and one shard. Nothing here knows a kind of field by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field as Setting
+from pydantic import model_validator
+
+from xmodal_dist import storage
+from xmodal_dist.dataset.manifest import Manifest, Shard, SplitSummary, save_manifest
+from xmodal_dist.dataset.quarantine import Rejected, check_budget
+from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT, Field
+from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified
+from xmodal_dist.dataset.writer import (
+    ShardLimits,
+    ShardWriter,
+    claim_directory,
+    remove_dataset,
+    write_quarantine,
+)
+from xmodal_dist.errors import DataError, DecodeError
+from xmodal_dist.ingest.fields import Roles, cells, choose_fields, find_roles
+from xmodal_dist.ingest.folder import read_folder
+from xmodal_dist.ingest.media import ByteSpool, fetch
+from xmodal_dist.ingest.progress import Report
+from xmodal_dist.ingest.records import Roster, call_roll
+from xmodal_dist.ingest.source import Source, as_text
+from xmodal_dist.ingest.table import find_tables, read_tables
+from xmodal_dist.modalities import Modality, load
+from xmodal_dist.settings import Settings
+
+__all__ = ["PackSettings", "pack", "read_source"]
+
+_BUDGET_SETTING = "pack.max_bad_fraction"
+_RECORDS_IN_FLIGHT_PER_THREAD = 8
+
+
+class PackSettings(Settings):
+    """How to pack."""
+
+    split_ratio: Ratio = (0.8, 0.1, 0.1)
+    """Shares of train, val and test where no column tells the split."""
+    split_method: Literal["stratified", "grouped", "hash"] = "stratified"
+    """Each class by the ratio; or all records of a group on one side; or by the id, whatever else is in the source."""
+    group_column: str | None = None
+    """Column of the group for ``grouped``; a record without a value is a group of its own."""
+    seed: int = 0
+    """Seed of splitting and of the global shuffle."""
+    rows_per_row_group: int = Setting(64, ge=1)
+    row_group_bytes: int = Setting(8 << 20, ge=1)
+    shard_bytes: int = Setting(128 << 20, ge=1)
+    """Shards are closed before they pass this size."""
+    max_bad_fraction: float = Setting(0.01, ge=0, le=1)
+    """Share of the source's records that may be rejected."""
+    max_image_side_px: int | None = Setting(None, ge=1)
+    """Images with a longer side are made smaller; None keeps every byte."""
+    audio_sample_rate_hz: int | None = Setting(None, ge=1)
+    """Recordings of another rate are resampled; None keeps every byte."""
+    num_threads: int = Setting(8, ge=1)
+    """Threads that fetch and check media."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PackSettings:
+        if min(self.split_ratio) < 0 or abs(sum(self.split_ratio) - 1) > 1e-6 or self.split_ratio[0] == 0:
+            raise ValueError(
+                f"split_ratio {self.split_ratio}: expected three shares that sum to 1, the first above 0"
+            )
+        if (self.group_column is None) == (self.split_method == "grouped"):
+            raise ValueError("split_method 'grouped' and group_column need each other")
+        return self
+
+
+_DEFAULTS = PackSettings()
+
+
+class _Column(NamedTuple):
+    """One packed column of a field: its type and how to get a record's value."""
+
+    name: str
+    type: pa.DataType
+    read: Callable[[int], Any]
+
+
+class _FieldReader(NamedTuple):
+    field: Field
+    modality: Modality[Any]
+    columns: tuple[_Column, ...]
+
+
+class _Packed(NamedTuple):
+    """A record ready to be written, and the names of the fields it lacks."""
+
+    values: dict[str, Any]
+    missing: tuple[str, ...]
+
+
+def pack(
+    source: str,
+    dataset: str,
+    *,
+    fields: Sequence[Field] | None = None,
+    label: str | None = None,
+    id_column: str | None = None,
+    split_column: str | None = None,
+    settings: PackSettings = _DEFAULTS,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> Manifest:
+    """Pack a table or class folders; equal sources and settings give equal bytes.
+
+    Args:
+        source: path, URI or glob of CSV, JSONL or Parquet files, a folder of them, or a folder of class folders.
+        dataset: folder or URI to write to.
+        fields: the fields to pack; None infers them.
+        label: column of the class, by default ``label``.
+        id_column: column of the id, by default ``id`` if it is there, else ids are ``<file>#<row>``.
+        split_column: column of the split, by default ``split`` if it is there and no way to split is set.
+        settings: how to pack.
+        overwrite: replace a dataset that is there.
+        progress: told of every record.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        UsageError: the source, a column or the output is not as asked for.
+        DataError: nothing to train on: no records, one class, no train split, or a file that is damaged as a whole.
+        BudgetExceededError: too many records were rejected; the quarantine tells which, no manifest is written.
+    """
+    target = storage.absolute(dataset)
+    claim_directory(target, overwrite)
+    raw = read_source(source)
+    rejected = list(raw.rejected)
+    if not raw.table.num_rows:
+        _settle(target, rejected, raw.rows, settings)
+        raise DataError(f"{source!r} has no records")
+    roles = find_roles(
+        raw,
+        label=label,
+        id_column=id_column,
+        split_column=split_column,
+        group=settings.group_column,
+        take_split=not {"split_ratio", "split_method"} & settings.model_fields_set,
+    )
+    chosen, notes = choose_fields(raw, fields, roles)
+    roster = call_roll(raw, roles)
+    rejected += roster.rejected
+    if len(rejected) > settings.max_bad_fraction * raw.rows:
+        _settle(target, rejected, raw.rows, settings)
+    _check_classes([roster.labels[row] for row in roster.rows], roles.label)
+    split_of = _split(raw, roster, roles, settings)
+    try:
+        summaries, shards = _write_splits(target, raw, roster, chosen, split_of, settings, rejected, progress)
+        _settle(target, rejected, raw.rows, settings)
+        classes = _classes(summaries)
+        _check_classes(classes, roles.label)
+        if not summaries["train"].rows:
+            raise DataError(
+                "the train split is empty: nothing to train on. Check --split, or set --split-ratio"
+            )
+    except BaseException:
+        remove_dataset(target, keep_quarantine=True)
+        raise
+    manifest = Manifest(
+        fields=chosen,
+        classes=classes,
+        splits=summaries,
+        shards=tuple(shards),
+        source_rows=raw.rows,
+        quarantined_rows=len(rejected),
+        has_weights=roster.weights is not None,
+        seed=settings.seed,
+        notes=(*raw.notes, *notes, *_role_notes(roles, split_column, summaries)),
+    )
+    packed = sum(summary.rows for summary in manifest.splits.values())
+    assert packed + manifest.quarantined_rows == manifest.source_rows, "records were lost while packing"
+    save_manifest(target, manifest)
+    return manifest
+
+
+def read_source(source: str) -> Source:
+    """The records of a table, of tables, or of class folders.
+
+    Raises:
+        UsageError: it is not there, or no table.
+        DataError: a file is empty or damaged as a whole.
+    """
+    fs, inner = storage.filesystem(storage.absolute(source))
+    root = storage.absolute(source) if storage.is_local(source) else str(fs.unstrip_protocol(inner))
+    tables = find_tables(root)
+    return read_tables(tables, root) if tables else read_folder(root)
+
+
+def _settle(target: str, rejected: Sequence[Rejected], rows: int, settings: PackSettings) -> None:
+    write_quarantine(target, rejected)
+    check_budget(rejected, rows, settings.max_bad_fraction, _BUDGET_SETTING)
+
+
+def _split(source: Source, roster: Roster, roles: Roles, settings: PackSettings) -> NDArray[np.int64]:
+    """[n] split of every record of the roster."""
+    if roster.declared is not None:
+        return roster.declared
+    ids = [roster.ids[row] for row in roster.rows]
+    if settings.split_method == "hash":
+        return hashed(ids, settings.split_ratio, settings.seed)
+    if roles.group is not None:
+        groups = as_text(source.table.column(roles.group)).to_pylist()
+        # A prefix keeps a record without a group apart from a group of that name.
+        names = [
+            f"id/{i}" if groups[row] is None else f"group/{groups[row]}"
+            for row, i in zip(roster.rows, ids, strict=True)
+        ]
+        return grouped(names, settings.split_ratio, settings.seed)
+    return stratified([roster.labels[row] or "" for row in roster.rows], settings.split_ratio, settings.seed)
+
+
+def _write_splits(
+    target: str,
+    source: Source,
+    roster: Roster,
+    fields: Sequence[Field],
+    split_of: NDArray[np.int64],
+    settings: PackSettings,
+    rejected: list[Rejected],
+    progress: Report | None,
+) -> tuple[dict[str, SplitSummary], list[Shard]]:
+    """Check and write every record of the roster; those that fail are appended to ``rejected``."""
+    spooled = [c for field in fields for c in field.columns if c in source.byte_columns]
+    shards: list[Shard] = []
+    counts = {split: Counter[str]() for split in SPLITS}
+    missing = {split: Counter[str]() for split in SPLITS}
+    done = source.rows - len(roster.rows)
+    limits = ShardLimits(settings.rows_per_row_group, settings.row_group_bytes, settings.shard_bytes)
+    with ByteSpool(source, spooled) as spool, ThreadPoolExecutor(settings.num_threads, "pack") as pool:
+        readers = [_field_reader(source, field, spool) for field in fields]
+        schema = _packed_schema(readers, roster.weights is not None)
+
+        def prepare(row: int) -> _Packed | Rejected:
+            return _prepare(source, roster, readers, settings, row)
+
+        for index, split in enumerate(SPLITS):
+            writer = ShardWriter(target, split, schema, limits)
+            rows = shuffled(roster.rows[split_of == index], split, settings.seed)
+            for record in _in_order(
+                pool, prepare, rows.tolist(), settings.num_threads * _RECORDS_IN_FLIGHT_PER_THREAD
+            ):
+                done += 1
+                if isinstance(record, Rejected):
+                    rejected.append(record)
+                else:
+                    writer.add(record.values)
+                    counts[split][record.values[LABEL]] += 1
+                    missing[split].update(record.missing)
+                if progress is not None:
+                    progress(done, len(rejected), source.rows)
+            shards += writer.close()
+    classes = sorted(set().union(*counts.values()))
+    summaries = {
+        split: SplitSummary(
+            rows=counts[split].total(),
+            classes={name: counts[split][name] for name in classes},
+            missing={field.name: missing[split][field.name] for field in fields},
+        )
+        for split in SPLITS
+    }
+    return summaries, shards
+
+
+def _field_reader(source: Source, field: Field, spool: ByteSpool) -> _FieldReader:
+    modality = load(field.kind)
+    return _FieldReader(field, modality, tuple(_column(source, modality, c, spool) for c in field.columns))
+
+
+def _column(source: Source, modality: Modality[Any], name: str, spool: ByteSpool) -> _Column:
+    if name in source.byte_columns:
+        if modality.is_media:
+            return _Column(name, pa.binary(), lambda row: spool.get(name, row))
+        return _Column(name, pa.string(), lambda row: _decoded(spool.get(name, row)))
+    if modality.is_media:
+        paths = source.table.column(name).combine_chunks()
+
+        def fetched(row: int) -> bytes | None:
+            value = paths[row].as_py()
+            return None if value is None else fetch(source.folders[source.file_of[row]], value)
+
+        return _Column(name, pa.binary(), fetched)
+    values = cells(source, modality, name)
+    return _Column(name, values.type, lambda row: values[row].as_py())
+
+
+def _decoded(payload: bytes | None) -> str | None:
+    try:
+        return None if payload is None else payload.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError("text_not_utf8", str(error)) from error
+
+
+def _packed_schema(readers: Sequence[_FieldReader], has_weights: bool) -> pa.Schema:
+    columns = [(column.name, column.type) for reader in readers for column in reader.columns]
+    weight = [(WEIGHT, pa.float32())] if has_weights else []
+    return pa.schema([(ID, pa.string()), *columns, (LABEL, pa.string()), *weight])
+
+
+def _prepare(
+    source: Source, roster: Roster, readers: Sequence[_FieldReader], settings: PackSettings, row: int
+) -> _Packed | Rejected:
+    """Fetch, check and, if asked, shrink the values of one record; runs in a thread."""
+    record_id = roster.ids[row]
+    values: dict[str, Any] = {ID: record_id, LABEL: roster.labels[row]}
+    if roster.weights is not None:
+        values[WEIGHT] = roster.weights[row]
+    missing = []
+    for field, modality, columns in readers:
+        try:
+            found = [column.read(row) for column in columns]
+            if all(value is None for value in found):
+                missing.append(field.name)
+            else:
+                modality.check(found)
+                if modality.is_media:
+                    found = [
+                        modality.shrink(found[0], settings.max_image_side_px, settings.audio_sample_rate_hz)
+                    ]
+        except DecodeError as error:
+            return source.reject(row, record_id, field.name, error.reason, error.detail)
+        values.update(zip(field.columns, found, strict=True))
+    return _Packed(values, tuple(missing))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[int], _Packed | Rejected], rows: Iterable[int], in_flight: int
+) -> Iterator[_Packed | Rejected]:
+    """Results in the order of ``rows``, at most ``in_flight`` of them under way."""
+    pending: deque[Future[_Packed | Rejected]] = deque()
+    for row in rows:
+        pending.append(pool.submit(work, row))
+        if len(pending) >= in_flight:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _classes(summaries: dict[str, SplitSummary]) -> tuple[str, ...]:
+    return tuple(sorted(set().union(*(summary.classes for summary in summaries.values()))))
+
+
+def _check_classes(labels: Iterable[str | None], column: str) -> None:
+    names = {name for name in labels if name is not None}
+    if len(names) < 2:
+        what = f"one class only, {names.pop()!r}" if names else "no label"
+        raise DataError(
+            f"the label column {column!r} has {what}: a classifier needs two or more. Check --label"
+        )
+
+
+def _role_notes(roles: Roles, split_column: str | None, summaries: dict[str, SplitSummary]) -> list[str]:
+    notes = []
+    if roles.split is not None and split_column is None:
+        notes.append(f"the splits are those of the column {roles.split!r}")
+    if roles.weight is not None:
+        notes.append(f"the column {roles.weight!r} is the weight of the records")
+    notes += [f"the split {split!r} is empty" for split in SPLITS if not summaries[split].rows]
+    return notes

@@ -1,0 +1,391 @@
+"""Audio: WAV, FLAC, OGG and MP3 to mono int16 of one rate and length; log-mel spectrograms on the device."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from xmodal_dist.batch import Tensors
+from xmodal_dist.errors import DecodeError
+from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality, decode_each, media_share
+from xmodal_dist.modalities.layers import ConvEncoder
+from xmodal_dist.modalities.randomness import uniform, uniform_like
+
+__all__ = ["MODALITY", "AudioModality", "AudioSettings", "mel_filters"]
+
+_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
+_STREAM_CROP = 201
+_STREAM_SHIFT = 202
+_STREAM_GAIN = 203
+_STREAM_MASK = 204
+_MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
+_MAX_FITTED_RATE_HZ = 16_000
+_FULL_SCALE = 32767
+_LOG_RANGE = 8.0
+_GAIN_BANDS = 4
+_RENDER_MAX_SECONDS = 10.0
+
+
+class AudioSettings(FieldSettings):
+    """Settings of an audio field."""
+
+    kind: Literal["audio"] = "audio"
+    sample_rate_hz: int | None = Field(None, ge=_MIN_RATE_HZ, le=48_000)
+    """Rate everything is resampled to; null takes the sample's median rate, at most 16,000."""
+    max_seconds: float = Field(10.0, gt=0, le=60)
+    """The model sees the sample's 99.5th percentile of durations, at most this; longer recordings are cropped."""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    """Encoded files above this are rejected."""
+    max_samples: int = Field(200_000_000, ge=1)
+    """Recordings of more samples (all channels together) are rejected before they are decoded."""
+    num_mels: int = Field(64, ge=8, le=256)
+    """Mel bands."""
+    window_s: float = Field(0.025, gt=0, le=0.2)
+    """Length of the analysis window."""
+    hop_s: float = Field(0.010, gt=0, le=0.2)
+    """Distance of frames."""
+    gain_db: float = Field(6.0, ge=0, le=30)
+    """Random gain of each frequency region, up to this to either side; an even gain is normalised away."""
+    time_shift: float = Field(0.1, ge=0, le=0.5)
+    """Random shift up to this share of the length, to either side."""
+    mask_time: float = Field(0.1, ge=0, le=0.5)
+    """SpecAugment: a random run of up to this share of the frames is masked."""
+    mask_mels: float = Field(0.15, ge=0, le=0.5)
+    """SpecAugment: a random run of up to this share of the mel bands is masked."""
+
+
+class AudioModality(Modality[AudioSettings]):
+    """Encoded sound; arrays ``samples`` and ``length``, tensor ``spectrogram``."""
+
+    kind = "audio"
+    settings = AudioSettings
+    suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+    is_media = True
+
+    def infer(self, name: str, sample: pa.Array) -> float:
+        """Share of values with a sound file's first bytes or file name ending."""
+        return media_share(sample, self.suffixes, lambda payload: _sniff(payload) is not None)
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Decode the recording whole, under the default limits."""
+        if values[0] is not None:
+            with _open(values[0], AudioSettings()) as file:
+                _read(file, 0, file.frames)
+
+    def fit(self, settings: AudioSettings, table: pa.Table) -> Fitted:
+        """``sample_rate_hz`` and ``num_samples`` from the rates and durations in the files' headers."""
+        rates_hz: list[int] = []
+        durations_s: list[float] = []
+
+        def measure(_: int, payload: bytes) -> None:
+            with _open(payload, settings) as file:
+                rates_hz.append(file.samplerate)
+                durations_s.append(file.frames / file.samplerate)
+
+        decode_each(table.column(0).combine_chunks(), measure)
+        rate_hz = settings.sample_rate_hz
+        if rate_hz is None:
+            rate_hz = min(_MAX_FITTED_RATE_HZ, int(np.median(rates_hz)) if rates_hz else _MAX_FITTED_RATE_HZ)
+        longest_s = float(np.percentile(durations_s, 99.5)) if durations_s else settings.max_seconds
+        num_samples = math.ceil(min(settings.max_seconds, longest_s) * rate_hz)
+        # At least one window, so that there is a frame that is not all padding.
+        return Fitted(
+            {"sample_rate_hz": rate_hz, "num_samples": max(num_samples, round(settings.window_s * rate_hz))}
+        )
+
+    def decode(
+        self,
+        settings: AudioSettings,
+        fitted: Fitted,
+        columns: Sequence[pa.Array],
+        keys: NDArray[np.uint64] | None,
+    ) -> Decoded:
+        """``samples`` [n, num_samples] int16, zero-padded at the end, and ``length`` [n] int32 in samples.
+
+        Longer recordings are cropped: the middle without keys, a random place with them. Recordings that exceed full
+        scale (floating-point files) are scaled down to it.
+        """
+        rate_hz: int = fitted.values["sample_rate_hz"]
+        num_samples: int = fitted.values["num_samples"]
+        samples = np.zeros((len(columns[0]), num_samples), dtype=np.int16)
+        length = np.zeros(len(columns[0]), dtype=np.int32)
+        places = np.full(len(columns[0]), 0.5) if keys is None else uniform(keys, _STREAM_CROP, 1)[:, 0]
+
+        def decode_one(row: int, payload: bytes) -> None:
+            with _open(payload, settings) as file:
+                wanted = math.ceil(num_samples * file.samplerate / rate_hz)
+                start = int(places[row] * (max(0, file.frames - wanted) + 1))
+                mono = _read(file, start, min(wanted, file.frames))
+                mono = _resample(mono, file.samplerate, rate_hz)[:num_samples]
+            samples[row, : len(mono)] = _to_int16(mono)
+            length[row] = len(mono)
+
+        present, errors = decode_each(columns[0], decode_one)
+        return Decoded({"samples": samples, "length": length}, present, errors)
+
+    def transform(
+        self, settings: AudioSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
+    ) -> Tensors:
+        """``samples`` [B, N] to ``spectrogram`` [B, 1, mels, frames]: log-mel, each record to mean 0, deviation 1.
+
+        As in Whisper (Radford et al. 2022), what lies more than 80 dB below a record's peak is raised to that floor.
+        Mean and deviation are taken over the frames that hold sound, so padding does not count.
+        """
+        rate_hz: int = fitted.values["sample_rate_hz"]
+        wave = tensors["samples"].to(torch.float32) / _FULL_SCALE
+        begin = torch.zeros_like(tensors["length"])
+        if keys is not None and settings.time_shift > 0:
+            wave, begin = _shift(wave, keys, settings.time_shift)
+        mel = _log_mel(wave, rate_hz, settings)
+        if keys is not None and settings.gain_db > 0:
+            mel = mel + _gain(keys, settings, mel.shape[1])
+        mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - _LOG_RANGE)
+        at = torch.arange(mel.shape[2], device=mel.device) * _hop(rate_hz, settings)
+        inside = (at >= begin[:, None]) & (at < (begin + tensors["length"])[:, None])
+        mel = _normalise(mel, inside)
+        if keys is not None:
+            mel = _mask(mel, keys, settings)
+        return {"spectrogram": mel.unsqueeze(1)}
+
+    def encoder(self, settings: AudioSettings, fitted: Fitted, width: int) -> nn.Module:
+        """A small residual CNN on the spectrogram."""
+        return _Encoder(width)
+
+    def render(self, values: Sequence[Any]) -> str:
+        """An ``<audio>`` player of the first 10 seconds."""
+        if values[0] is None:
+            return "<em>missing</em>"
+        try:
+            with _open(values[0], AudioSettings()) as file:
+                mono = _read(file, 0, min(file.frames, math.ceil(_RENDER_MAX_SECONDS * file.samplerate)))
+                payload = _encode(mono, file.samplerate, min(file.samplerate, _MAX_FITTED_RATE_HZ))
+        except DecodeError as error:
+            return f"<em>{html.escape(str(error))}</em>"
+        data = base64.b64encode(payload).decode("ascii")
+        return f'<audio controls src="data:audio/flac;base64,{data}"></audio>'
+
+    def shrink(self, payload: bytes, max_side_px: int | None, sample_rate_hz: int | None) -> bytes:
+        """Mono 16-bit FLAC at ``sample_rate_hz`` where the recording's rate is higher."""
+        with _open(payload, AudioSettings()) as file:
+            if sample_rate_hz is None or file.samplerate <= sample_rate_hz:
+                return payload
+            return _encode(_read(file, 0, file.frames), file.samplerate, sample_rate_hz)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = ConvEncoder(1, width)
+
+    def forward(self, tensors: Tensors) -> torch.Tensor:
+        features: torch.Tensor = self.net(tensors["spectrogram"])
+        return features
+
+
+def _sniff(payload: bytes) -> str | None:
+    """Format that the first bytes announce."""
+    if payload[:4] in (b"RIFF", b"RF64") and payload[8:12] == b"WAVE":
+        return "WAV"
+    if payload[:4] in (b"fLaC", b"OggS"):
+        return "FLAC" if payload[:1] == b"f" else "OGG"
+    # An ID3 tag, or the sync word of an MPEG audio frame of layer III.
+    if payload[:3] == b"ID3" or (payload[:1] == b"\xff" and len(payload) > 1 and payload[1] & 0xE6 == 0xE2):
+        return "MP3"
+    return None
+
+
+def _is_cut(payload: bytes, name: str) -> bool:
+    """Whether a WAV or OGG file ends before it says it should; libsndfile takes such a file for a shorter one."""
+    if name == "WAV":
+        at = 12
+        while at + 8 <= len(payload) and payload[at : at + 4] != b"data":
+            at += 8 + int.from_bytes(payload[at + 4 : at + 8], "little") + (payload[at + 4] & 1)
+        size = int.from_bytes(payload[at + 4 : at + 8], "little")
+        # Writers to pipes leave the size at its maximum.
+        return at + 8 > len(payload) or (size < 0x7FFFFFFF and at + 8 + size > len(payload))
+    if name == "OGG":  # RFC 3533: the last page has the end-of-stream flag and a table of segment sizes
+        at = payload.rfind(b"OggS")
+        table = payload[at + 27 : at + 27 + payload[at + 26]] if at + 27 <= len(payload) else b""
+        return not table or not payload[at + 5] & 4 or at + 27 + len(table) + sum(table) > len(payload)
+    return False
+
+
+def _open(payload: bytes, settings: AudioSettings) -> soundfile.SoundFile:
+    """Read the header only, and hold it against the limits."""
+    if not payload:
+        raise DecodeError("media_empty", "0 bytes")
+    if len(payload) > settings.max_bytes:
+        raise DecodeError("media_too_large_bytes", f"{len(payload)} bytes; max_bytes is {settings.max_bytes}")
+    name = _sniff(payload)
+    if name is None:
+        raise DecodeError(
+            "media_unrecognised", f"first bytes {payload[:8].hex()} are of no known sound format"
+        )
+    if _is_cut(payload, name):
+        raise DecodeError("media_truncated", f"{name} of {len(payload)} bytes ends early")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(payload))
+    except soundfile.SoundFileError as error:
+        # libsndfile has no code of its own for a header that ends early.
+        reason = "media_truncated" if len(payload) < 128 else "media_decode_error"
+        raise DecodeError(reason, f"{name} of {len(payload)} bytes: {_message(error)}") from error
+    problem = _limits(file, settings)
+    if problem is not None:
+        file.close()
+        raise problem
+    return file
+
+
+def _limits(file: soundfile.SoundFile, settings: AudioSettings) -> DecodeError | None:
+    if file.format not in _FORMATS:
+        return DecodeError(
+            "media_unsupported_format", f"{file.format}; known are {', '.join(sorted(_FORMATS))}"
+        )
+    if not _MIN_RATE_HZ <= file.samplerate <= _MAX_RATE_HZ:
+        return DecodeError(
+            "audio_rate_unsupported", f"{file.samplerate} Hz; {_MIN_RATE_HZ} to {_MAX_RATE_HZ}"
+        )
+    if file.frames * file.channels > settings.max_samples:
+        message = f"{file.frames} frames x {file.channels} channels; max_samples is {settings.max_samples}"
+        return DecodeError("media_too_large_decoded", message)
+    return DecodeError("audio_zero_length", "the recording holds no samples") if file.frames == 0 else None
+
+
+def _message(error: Exception) -> str:
+    return str(getattr(error, "error_string", error))
+
+
+def _read(file: soundfile.SoundFile, start: int, count: int) -> NDArray[np.float32]:
+    """``count`` frames from ``start`` as the mean of the channels."""
+    try:
+        if start:
+            file.seek(start)
+        frames = file.read(count, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        # A FLAC stream that ends early loses its decoder's sync; its header was sound.
+        reason = "media_truncated" if file.format == "FLAC" else "media_decode_error"
+        raise DecodeError(reason, f"{file.format}: {_message(error)}") from error
+    if len(frames) < count:
+        raise DecodeError(
+            "media_truncated", f"{file.format}: {start + len(frames)} of {file.frames} frames are there"
+        )
+    mono: NDArray[np.float32] = frames.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise DecodeError("audio_nonfinite", "samples are NaN or infinite")
+    return mono
+
+
+def _resample(mono: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
+    if from_hz == to_hz:
+        return mono
+    resampled: NDArray[np.float32] = soxr.resample(mono, from_hz, to_hz)
+    return resampled if len(resampled) else mono[:1]
+
+
+def _to_int16(mono: NDArray[np.float32]) -> NDArray[np.int16]:
+    peak = max(1.0, float(np.abs(mono).max()))
+    return np.rint(mono.astype(np.float64) * (_FULL_SCALE / peak)).astype(np.int16)
+
+
+def _encode(mono: NDArray[np.float32], from_hz: int, to_hz: int) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(
+        buffer, _to_int16(_resample(mono, from_hz, to_hz)), to_hz, format="FLAC", subtype="PCM_16"
+    )
+    return buffer.getvalue()
+
+
+def _hop(rate_hz: int, settings: AudioSettings) -> int:
+    return max(1, round(settings.hop_s * rate_hz))
+
+
+@functools.lru_cache(maxsize=32)
+def mel_filters(rate_hz: int, num_bins: int, num_mels: int) -> torch.Tensor:
+    """Triangular filters [num_mels, num_bins] of height 1, from 20 Hz to half the rate.
+
+    Centres are even steps of mel(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987; the scale of HTK, Young et al. 2006,
+    "The HTK Book", section 5.4).
+    """
+    top_mel = 2595 * math.log10(1 + rate_hz / 2 / 700)
+    bottom_mel = 2595 * math.log10(1 + 20 / 700)
+    edges_hz = 700 * (
+        10 ** (torch.linspace(bottom_mel, top_mel, num_mels + 2, dtype=torch.float64) / 2595) - 1
+    )
+    bins_hz = torch.linspace(0, rate_hz / 2, num_bins, dtype=torch.float64)
+    rise = (bins_hz - edges_hz[:-2, None]) / (edges_hz[1:-1] - edges_hz[:-2])[:, None]
+    fall = (edges_hz[2:, None] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])[:, None]
+    return torch.minimum(rise, fall).clamp(min=0).to(torch.float32)
+
+
+def _log_mel(wave: torch.Tensor, rate_hz: int, settings: AudioSettings) -> torch.Tensor:
+    """[B, N] to log10 of mel power, [B, mels, frames]."""
+    window_length = max(2, round(settings.window_s * rate_hz))
+    # Twice the next power of two: finer bins, so that the low, narrow mel bands each get some.
+    num_fft = 2 ** (math.ceil(math.log2(window_length)) + 1)
+    spectrum = torch.stft(
+        wave,
+        n_fft=num_fft,
+        hop_length=_hop(rate_hz, settings),
+        win_length=window_length,
+        window=torch.hann_window(window_length, device=wave.device),
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    filters = mel_filters(rate_hz, power.shape[1], settings.num_mels).to(wave.device)
+    return torch.log10(torch.matmul(filters, power).clamp(min=1e-10))
+
+
+def _normalise(mel: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and deviation 1 over the frames ``inside`` [B, frames], per record."""
+    weight = inside[:, None, :].to(mel.dtype)
+    count = (weight.sum(dim=2, keepdim=True) * mel.shape[1]).clamp(min=1)
+    mean = (mel * weight).sum(dim=(1, 2), keepdim=True) / count
+    variance = ((mel - mean).square() * weight).sum(dim=(1, 2), keepdim=True) / count
+    return (mel - mean) / variance.sqrt().clamp(min=1e-2)
+
+
+def _shift(wave: torch.Tensor, keys: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The wave moved by a random number of samples, zeros moving in; and where it now begins, [B]."""
+    num_samples = wave.shape[1]
+    offset = ((uniform_like(keys, _STREAM_SHIFT, 1)[:, 0] * 2 - 1) * share * num_samples).round().long()
+    source = torch.arange(num_samples, device=wave.device) - offset[:, None]
+    inside = (source >= 0) & (source < num_samples)
+    return wave.gather(1, source.clamp(0, num_samples - 1)) * inside, offset
+
+
+def _gain(keys: torch.Tensor, settings: AudioSettings, num_mels: int) -> torch.Tensor:
+    """Random smooth gain over the mel bands, log10 of power, [B, mels, 1] (as FilterAugment, Nam et al. 2022)."""
+    anchors = (uniform_like(keys, _STREAM_GAIN, _GAIN_BANDS) * 2 - 1) * settings.gain_db / 10
+    curve = nn.functional.interpolate(anchors[:, None, :], size=num_mels, mode="linear", align_corners=True)
+    return curve.transpose(1, 2)
+
+
+def _mask(mel: torch.Tensor, keys: torch.Tensor, settings: AudioSettings) -> torch.Tensor:
+    """SpecAugment (Park et al. 2019): one run of bands and one of frames set to the mean, 0."""
+    numbers = uniform_like(keys, _STREAM_MASK, 4)
+    for axis, share in ((1, settings.mask_mels), (2, settings.mask_time)):
+        size = mel.shape[axis]
+        count = numbers[:, axis - 1] * share * size
+        start = numbers[:, axis + 1] * (size - count)
+        at = torch.arange(size, device=mel.device)
+        masked = (at >= start[:, None]) & (at < (start + count)[:, None])
+        mel = mel.masked_fill(masked.unsqueeze(3 - axis), 0.0)
+    return mel
+
+
+MODALITY = AudioModality()

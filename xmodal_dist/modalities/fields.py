@@ -1,0 +1,80 @@
+"""A field made concrete: its columns, settings and what was fitted. The unit that readers, models and bundles share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from xmodal_dist.batch import Batch
+from xmodal_dist.errors import UsageError
+from xmodal_dist.modalities import FieldSettings, Fitted, Modality, load
+
+__all__ = ["FieldSpec", "field_settings", "transform"]
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field as a run or a bundle uses it.
+
+    Attributes:
+        name: the field's name.
+        columns: the columns it reads, in order.
+        settings: settings of its modality; ``settings.kind`` names the modality.
+        fitted: what it learned from the train split.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    settings: FieldSettings
+    fitted: Fitted
+
+    @property
+    def modality(self) -> Modality[Any]:
+        """The modality of this field."""
+        return load(self.settings.kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the fitted files, JSON-able."""
+        return {
+            "name": self.name,
+            "columns": list(self.columns),
+            "settings": self.settings.model_dump(mode="json"),
+            "fitted": self.fitted.values,
+        }
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any], files: Mapping[str, str]) -> FieldSpec:
+        """Inverse of :meth:`to_json`."""
+        settings = dict(content["settings"])
+        return FieldSpec(
+            content["name"],
+            tuple(content["columns"]),
+            field_settings(content["name"], settings.pop("kind"), settings),
+            Fitted(dict(content["fitted"]), dict(files)),
+        )
+
+
+def field_settings(name: str, kind: str, values: Mapping[str, Any]) -> FieldSettings:
+    """Validated settings of a field of a kind.
+
+    Raises:
+        UsageError: naming the setting under ``fields.NAME``.
+    """
+    modality = load(kind)
+    try:
+        settings: FieldSettings = modality.settings.model_validate({"kind": kind, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["fields", name, *map(str, first["loc"])])
+        raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+    return settings
+
+
+def transform(specs: Sequence[FieldSpec], batch: Batch, augment: bool) -> Batch:
+    """Normalise every field of a batch on its device and, if asked, augment it by the records' keys."""
+    keys = batch.keys if augment else None
+    inputs = {s.name: s.modality.transform(s.settings, s.fitted, batch.inputs[s.name], keys) for s in specs}
+    return batch.with_inputs(inputs)

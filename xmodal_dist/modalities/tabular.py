@@ -1,0 +1,232 @@
+"""Tables: numeric columns standardised, categorical ones as ids, what is missing marked."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from xmodal_dist.batch import Tensors
+from xmodal_dist.errors import DecodeError
+from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
+from xmodal_dist.modalities.layers import TableEncoder
+from xmodal_dist.modalities.randomness import uniform_like
+
+__all__ = ["MODALITY", "TabularModality", "TabularSettings"]
+
+_STREAM_DROPOUT = 401
+_MISSING_ID, _UNKNOWN_ID, _FIRST_ID = 0, 1, 2
+_MAX_DEVIATIONS = 10.0
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_NOT_A_NUMBER = r"(?i)^[+-]?(nan|inf|infinity)$"
+_MICROSECONDS_PER_DAY = 86_400_000_000
+
+
+class TabularSettings(FieldSettings):
+    """Settings of a tabular field."""
+
+    kind: Literal["tabular"] = "tabular"
+    max_categories: int = Field(1000, ge=1, le=1_000_000)
+    """The most frequent values of a categorical column that get an id of their own."""
+    min_count: int = Field(2, ge=1)
+    """Values seen less often in the sample count as unknown, so that training meets unknown values too."""
+    value_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the values that training hides as missing, at random."""
+
+
+class TabularModality(Modality[TabularSettings]):
+    """Numbers, dates, booleans and short strings; arrays and tensors ``numeric``, ``missing`` and ``categorical``."""
+
+    kind = "tabular"
+    settings = TabularSettings
+
+    def infer(self, name: str, sample: pa.Array) -> float:
+        """0.9 for numbers, dates and booleans; 0.7 for short strings that repeat."""
+        kind = sample.type
+        if sample.null_count == len(sample):
+            return 0.1
+        if _is_numeric(kind) or pa.types.is_boolean(kind):
+            return 0.9
+        texts = _texts(sample)
+        if texts is None or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return 0.0
+        count = len(texts) - texts.null_count
+        few = pc.count_distinct(texts).as_py() <= min(count / 2, max(20, count / 20))
+        return 0.7 if few and pc.max(pc.utf8_length(texts)).as_py() <= 40 else 0.1
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Refuse nested values and bytes; what a column's numbers must be is known only when it is fitted."""
+        for value in values:
+            if isinstance(value, (list, tuple, dict, bytes)):
+                message = f"expected a number, boolean or string, found {type(value).__name__}"
+                raise DecodeError("column_type", message)
+
+    def fit(self, settings: TabularSettings, table: pa.Table) -> Fitted:
+        """``columns``: per column its ``name`` and ``mean`` and ``std``, or its ``categories`` (most frequent first).
+
+        Numbers and dates (in days since 1970) are numeric, strings and booleans categorical.
+        """
+        columns = []
+        for name, chunks in zip(table.column_names, table.columns, strict=True):
+            column = chunks.combine_chunks()
+            described = (
+                _fit_numeric(column) if _is_numeric(column.type) else _fit_categories(column, settings)
+            )
+            columns.append({"name": name, **described})
+        return Fitted({"columns": columns})
+
+    def decode(
+        self,
+        settings: TabularSettings,
+        fitted: Fitted,
+        columns: Sequence[pa.Array],
+        keys: NDArray[np.uint64] | None,
+    ) -> Decoded:
+        """A record is missing if all its values are.
+
+        ``numeric`` [n, Cn] float32, in deviations from the mean, within 10, 0 where missing; ``missing`` [n, Cn] bool;
+        ``categorical`` [n, Cc] int32, 0 = missing, 1 = unknown. NaN, infinities and blank strings count as missing.
+        """
+        count = len(columns[0])
+        numeric: list[NDArray[np.float64]] = []
+        categorical: list[NDArray[np.int32]] = []
+        errors: dict[int, DecodeError] = {}
+        for spec, column in zip(fitted.values["columns"], columns, strict=True):
+            if "mean" in spec:
+                numbers, wrong = _numbers(column)
+                numeric.append((numbers - spec["mean"]) / spec["std"])
+            else:
+                ids, wrong = _ids(column, spec["categories"])
+                categorical.append(ids)
+            message = f"column {spec['name']!r}: {'no number' if 'mean' in spec else 'no category'} in {column.type}"
+            for row in np.flatnonzero(wrong).tolist():
+                errors.setdefault(row, DecodeError("column_type", message))
+        deviations = np.stack(numeric, axis=1) if numeric else np.zeros((count, 0))
+        ids_of_all = np.stack(categorical, axis=1) if categorical else np.zeros((count, 0), dtype=np.int32)
+        missing = np.isnan(deviations)
+        present = ~missing.all(axis=1) | (ids_of_all != _MISSING_ID).any(axis=1)
+        present[list(errors)] = False
+        values = np.nan_to_num(deviations).clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS).astype(np.float32)
+        arrays = {"numeric": values, "missing": missing, "categorical": ids_of_all}
+        for array in arrays.values():
+            array[~present] = 0
+        return Decoded(arrays, present, errors)
+
+    def transform(
+        self, settings: TabularSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
+    ) -> Tensors:
+        """The same tensors, ids as int64; with keys, hidden values become missing."""
+        numeric, missing, ids = tensors["numeric"], tensors["missing"], tensors["categorical"].long()
+        if keys is not None and settings.value_dropout > 0:
+            count = missing.shape[1]
+            hidden = uniform_like(keys, _STREAM_DROPOUT, count + ids.shape[1]) < settings.value_dropout
+            missing = missing | hidden[:, :count]
+            numeric = numeric.masked_fill(missing, 0.0)
+            ids = ids.masked_fill(hidden[:, count:], _MISSING_ID)
+        return {"numeric": numeric, "missing": missing, "categorical": ids}
+
+    def encoder(self, settings: TabularSettings, fitted: Fitted, width: int) -> nn.Module:
+        """A two-layer perceptron on numbers, missing flags and embeddings."""
+        columns = fitted.values["columns"]
+        sizes = tuple(_FIRST_ID + len(spec["categories"]) for spec in columns if "categories" in spec)
+        return _Encoder(TableEncoder(len(columns) - len(sizes), sizes, width))
+
+    def render(self, values: Sequence[Any]) -> str:
+        """The values in column order, escaped; a dash where one is missing."""
+        return " · ".join("–" if value is None else html.escape(str(value)) for value in values)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, net: TableEncoder) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, tensors: Tensors) -> Tensor:
+        features: Tensor = self.net(tensors["numeric"], tensors["missing"], tensors["categorical"])
+        return features
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_decimal(kind)
+        or types.is_date(kind)
+        or types.is_timestamp(kind)
+    )
+
+
+def _texts(column: pa.Array) -> pa.Array | None:
+    """The column as strings, trimmed, null where blank; None if its type has no such form."""
+    try:
+        texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
+
+
+def _valid(column: pa.Array) -> NDArray[np.bool_]:
+    valid: NDArray[np.bool_] = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    return valid
+
+
+def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Numbers [n], NaN where there is none, and the rows [n] whose value is no number."""
+    wrong = np.zeros(len(column), dtype=np.bool_)
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        microseconds = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        column = pc.divide(microseconds.cast(pa.float64(), safe=False), float(_MICROSECONDS_PER_DAY))
+    elif not _is_numeric(column.type) and not pa.types.is_boolean(column.type):
+        texts = _texts(column)
+        if texts is None:
+            return np.full(len(column), np.nan), _valid(column)
+        is_number = pc.match_substring_regex(texts, _NUMBER)
+        is_known = pc.or_(is_number, pc.match_substring_regex(texts, _NOT_A_NUMBER))
+        wrong = pc.fill_null(pc.invert(is_known), False).to_numpy(zero_copy_only=False)
+        digits = pc.if_else(is_number, texts, pa.scalar(None, pa.large_string()))
+        column = pc.replace_substring_regex(digits, r"^\+", "")
+    numbers = np.array(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    numbers[~np.isfinite(numbers)] = np.nan
+    return numbers, wrong
+
+
+def _ids(column: pa.Array, categories: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Ids [n] and the rows [n] whose value is no category."""
+    texts = _texts(column)
+    if texts is None:
+        return np.zeros(len(column), dtype=np.int32), _valid(column)
+    places = pc.index_in(texts, value_set=pa.array(categories, pa.large_string()), skip_nulls=True)
+    ids = pc.add(pc.fill_null(places, _UNKNOWN_ID - _FIRST_ID), _FIRST_ID)
+    ids = pc.if_else(pc.is_valid(texts), ids, pa.scalar(_MISSING_ID, pa.int32()))
+    return ids.to_numpy(zero_copy_only=False).astype(np.int32), np.zeros(len(column), dtype=np.bool_)
+
+
+def _fit_numeric(column: pa.Array) -> dict[str, float]:
+    numbers, _ = _numbers(column)
+    finite = numbers[np.isfinite(numbers)]
+    if not len(finite):
+        return {"mean": 0.0, "std": 1.0}
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(finite.mean()), float(finite.std())
+    usable = np.isfinite(mean) and np.isfinite(std) and std > 1e-12 * abs(mean)
+    return {"mean": mean if np.isfinite(mean) else 0.0, "std": std if usable else 1.0}
+
+
+def _fit_categories(column: pa.Array, settings: TabularSettings) -> dict[str, list[str]]:
+    texts = _texts(column)
+    if texts is None:
+        return {"categories": []}
+    counts = [(-entry["counts"], entry["values"]) for entry in pc.value_counts(texts.drop_null()).to_pylist()]
+    known = sorted((count, value) for count, value in counts if -count >= settings.min_count)
+    return {"categories": [value for _, value in known[: settings.max_categories]]}
+
+
+MODALITY = TabularModality()

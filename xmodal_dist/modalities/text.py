@@ -1,0 +1,237 @@
+"""Text: one or more columns to byte-pair token ids; the vocabulary is learned from the train split.
+
+Tokenizer: NFKC, lower case, byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2, so nothing is unknown), by
+Hugging Face ``tokenizers``.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from xmodal_dist.batch import Tensors
+from xmodal_dist.errors import DecodeError
+from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
+from xmodal_dist.modalities.layers import TextEncoder, TextEncoderKind
+from xmodal_dist.modalities.randomness import uniform_like
+
+__all__ = ["MODALITY", "TextModality", "TextSettings"]
+
+# Readers run in threads of their own; a second pool inside each call fights them, and warns after every fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_STREAM_DROPOUT = 301
+_PAD, _SEPARATOR = "[PAD]", "[SEP]"
+_TOKENIZER_FILE = "tokenizer.json"
+_MAX_TOKEN_CHARS = 32
+_RENDER_MAX_CHARS = 500
+
+
+class TextSettings(FieldSettings):
+    """Settings of a text field."""
+
+    kind: Literal["text"] = "text"
+    vocab_size: int = Field(4000, ge=300, le=200_000)
+    """Most tokens of the vocabulary; 258 of them stand for bytes, padding and the border of two columns."""
+    min_frequency: int = Field(2, ge=1)
+    """A pair of tokens is merged only if it occurs this often in the sample."""
+    max_tokens: int = Field(128, ge=1, le=4096)
+    """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
+    encoder: TextEncoderKind = "transformer"
+    """What runs beside the bag of tokens; ``bag`` is nothing."""
+    token_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of the tokens that training leaves out, at random."""
+
+
+class TextModality(Modality[TextSettings]):
+    """Strings, or bytes in UTF-8; array and tensor ``ids``."""
+
+    kind = "text"
+    settings = TextSettings
+
+    def infer(self, name: str, sample: pa.Array) -> float:
+        """0.5 for any column of strings, up to 0.9 with the number of words (8 or more)."""
+        if not _is_string(sample.type) and not _is_binary(sample.type):
+            return 0.0
+        texts, errors = _strings(sample)
+        if errors or texts.null_count == len(texts):
+            return 0.0
+        words = pc.mean(pc.count_substring_regex(texts, r"\S+")).as_py()
+        return 0.5 + 0.4 * min(1.0, float(words) / 8)
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Refuse what is not text: bytes or strings that are not UTF-8, and nested values."""
+        for value in values:
+            if isinstance(value, (list, tuple, dict)):
+                raise DecodeError("column_type", f"expected a string, found a {type(value).__name__}")
+            try:
+                if isinstance(value, bytes):
+                    value.decode("utf-8")
+                elif isinstance(value, str):
+                    value.encode("utf-8")
+            except UnicodeError as error:
+                raise DecodeError("text_not_utf8", str(error)) from error
+
+    def fit(self, settings: TextSettings, table: pa.Table) -> Fitted:
+        """The tokenizer as a file, ``vocab_size`` and ``num_tokens``; equal samples give equal tokenizers."""
+        texts, _ = _join([column.combine_chunks() for column in table.columns], settings.max_tokens)
+        sample = texts.drop_null().to_pylist()
+        tokenizer = _train(sample, settings)
+        counts = [len(encoding) for encoding in tokenizer.encode_batch(sample, add_special_tokens=False)]
+        longest = int(np.ceil(np.percentile(counts, 99))) if counts else 1
+        values = {
+            "num_tokens": max(1, min(settings.max_tokens, longest)),
+            "vocab_size": tokenizer.get_vocab_size(),
+        }
+        return Fitted(values, {_TOKENIZER_FILE: tokenizer.to_str()})
+
+    def decode(
+        self,
+        settings: TextSettings,
+        fitted: Fitted,
+        columns: Sequence[pa.Array],
+        keys: NDArray[np.uint64] | None,
+    ) -> Decoded:
+        """``ids`` [n, num_tokens] int32, 0 = padding; a record whose columns are all null or blank is missing."""
+        num_tokens: int = fitted.values["num_tokens"]
+        texts, errors = _join(columns, num_tokens)
+        present = pc.is_valid(texts).to_numpy(zero_copy_only=False)
+        tokenizer = _tokenizer(fitted.files[_TOKENIZER_FILE], num_tokens)
+        encodings = tokenizer.encode_batch(texts.drop_null().to_pylist(), add_special_tokens=False)
+        tokens = [encoding.ids for encoding in encodings]
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        lengths[present] = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
+        ids = np.zeros((len(texts), num_tokens), dtype=np.int32)
+        ids[np.arange(num_tokens) < lengths[:, None]] = np.fromiter(
+            itertools.chain.from_iterable(tokens), dtype=np.int32, count=int(lengths.sum())
+        )
+        return Decoded({"ids": ids}, present, errors)
+
+    def transform(
+        self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
+    ) -> Tensors:
+        """``ids`` [B, T] int64; with keys, dropped tokens become 0 where they stand."""
+        ids = tensors["ids"].long()
+        if keys is not None and settings.token_dropout > 0:
+            ids = ids * (uniform_like(keys, _STREAM_DROPOUT, ids.shape[1]) >= settings.token_dropout)
+        return {"ids": ids}
+
+    def encoder(self, settings: TextSettings, fitted: Fitted, width: int) -> nn.Module:
+        """A bag of tokens beside a small sequence encoder."""
+        values = fitted.values
+        return _Encoder(TextEncoder(values["vocab_size"], values["num_tokens"], width, settings.encoder))
+
+    def render(self, values: Sequence[Any]) -> str:
+        """Escaped text, at most 500 characters a column."""
+        parts = [
+            v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values if v is not None
+        ]
+        cut = [p if len(p) <= _RENDER_MAX_CHARS else p[:_RENDER_MAX_CHARS] + "…" for p in parts]
+        return "<br>".join(html.escape(p) for p in cut) if cut else "<em>missing</em>"
+
+
+class _Encoder(nn.Module):
+    def __init__(self, net: TextEncoder) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, tensors: Tensors) -> Tensor:
+        features: Tensor = self.net(tensors["ids"])
+        return features
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _strings(column: pa.Array) -> tuple[pa.Array, dict[int, DecodeError]]:
+    """The column as large_string, null where a value is not text, with an error for each such row."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_text = _is_string(column.type) or _is_binary(column.type)
+    try:
+        # Through binary, because only that cast looks whether the bytes are UTF-8.
+        return (column.cast(pa.large_binary()) if is_text else column).cast(pa.large_string()), {}
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    errors: dict[int, DecodeError] = {}
+    if not is_text:
+        for row in np.flatnonzero(pc.is_valid(column).to_numpy(zero_copy_only=False)).tolist():
+            errors[row] = DecodeError("column_type", f"expected a string, found {column.type}")
+        return pa.nulls(len(column), pa.large_string()), errors
+    texts: list[str | None] = []
+    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
+        try:
+            texts.append(None if value is None else value.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            texts.append(None)
+            errors[row] = DecodeError("text_not_utf8", f"byte {error.start} of {len(value)}: {error.reason}")
+    return pa.array(texts, pa.large_string()), errors
+
+
+def _join(columns: Sequence[pa.Array], num_tokens: int) -> tuple[pa.Array, dict[int, DecodeError]]:
+    """The columns' texts, blank ones left out, joined to one per record; null where nothing is left or all is wrong.
+
+    Texts are cut at the most characters that ``num_tokens`` tokens can hold, so that a huge one costs no time.
+    """
+    texts: list[pa.Array] = []
+    errors: dict[int, DecodeError] = {}
+    nothing = pa.scalar(None, pa.large_string())
+    for column in columns:
+        strings, wrong = _strings(column)
+        errors = {**wrong, **errors}
+        stripped = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(strings, 0, num_tokens * _MAX_TOKEN_CHARS))
+        texts.append(pc.if_else(pc.equal(stripped, ""), nothing, stripped))
+    separator = pa.scalar(f" {_SEPARATOR} ", pa.large_string())
+    joined = texts[0]
+    for text in texts[1:]:
+        # Not null_handling="skip" over all at once: it leaves out the rows where everything is null.
+        joined = pc.coalesce(pc.binary_join_element_wise(joined, text, separator), joined, text)
+    failed = np.zeros(len(joined), dtype=np.bool_)
+    failed[list(errors)] = True
+    return pc.if_else(pa.array(failed), nothing, joined), errors
+
+
+def _train(sample: Sequence[str], settings: TextSettings) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=settings.min_frequency,
+        special_tokens=[_PAD, _SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=_MAX_TOKEN_CHARS,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=16)
+def _tokenizer(content: str, num_tokens: int) -> Tokenizer:
+    """The tokenizer of a fitted field, cutting at ``num_tokens``; reading it takes longer than encoding a batch."""
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.enable_truncation(num_tokens)
+    return tokenizer
+
+
+MODALITY = TextModality()

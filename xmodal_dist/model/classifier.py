@@ -1,0 +1,137 @@
+"""The cross-modal classifier: encoders -> stand-ins for what is missing -> fusion -> logits.
+
+Legend of tensor shapes: B rows, M fields in field order, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from xmodal_dist.batch import Tensors
+from xmodal_dist.modalities.layers import RecordDropout
+from xmodal_dist.modalities.randomness import uniform_like
+from xmodal_dist.model.fusion import FUSIONS, FusionKind
+from xmodal_dist.settings import Settings
+
+__all__ = ["CrossModalClassifier", "ModelSettings", "Output"]
+
+_HEAD_DROPOUT_STREAM = 0x_C1_01
+_MODALITY_DROPOUT_STREAM = 0x_C1_02
+
+
+class ModelSettings(Settings):
+    """What sits above the encoders."""
+
+    fusion: FusionKind = "gated"
+    """How fields are joined: ``late`` averages logits, ``concat`` and ``gated`` join features."""
+    width: int = Field(default=128, ge=8)
+    """Features per field."""
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """Share of features dropped before each classifier head in training."""
+    modality_dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Chance of each present field to be hidden from the fusion in training; never all of a record's."""
+    aux_weight: float = Field(default=0.5, ge=0.0)
+    """Weight of each field's own classification loss beside the fused one."""
+
+
+class Output(NamedTuple):
+    """Logits of one batch.
+
+    Attributes:
+        fused: [B, C] from all present fields.
+        field_logits: [B, M, C] from each field alone; meaningless where the field is absent.
+    """
+
+    fused: torch.Tensor
+    field_logits: torch.Tensor
+
+
+class CrossModalClassifier(nn.Module):
+    """Encoders, one a field, under one fusion.
+
+    Every parameter receives a gradient at every step whatever is missing from the batch, so DDP needs no search for
+    unused ones; and no row's output depends on another row.
+
+    Args:
+        encoders: field name -> module from the field's transformed tensors to [B, width]; their order is the order of
+            the columns of ``present``.
+        num_classes: C.
+        settings: sizes and dropout; ``width`` must be the encoders'.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], num_classes: int, settings: ModelSettings) -> None:
+        super().__init__()
+        self.fields = tuple(encoders)
+        self.settings = settings
+        self._encoders = nn.ModuleList(encoders.values())
+        self.norms = nn.ModuleList(nn.LayerNorm(settings.width) for _ in self.fields)
+        self.stand_ins = nn.Parameter(torch.randn(len(self.fields), settings.width) * 0.1)
+        self.dropout = RecordDropout(settings.dropout, _HEAD_DROPOUT_STREAM)
+        self.heads = nn.ModuleList(nn.Linear(settings.width, num_classes) for _ in self.fields)
+        self.fusion = FUSIONS[settings.fusion](len(self.fields), settings.width, num_classes, settings.dropout)
+
+    def forward(
+        self, inputs: Mapping[str, Tensors], present: torch.Tensor, keys: torch.Tensor | None = None
+    ) -> Output:
+        """Logits of a batch; fields hidden by modality dropout still get their own logits.
+
+        Args:
+            inputs: per field, its transformed tensors, rows of missing values included (finite, usually zeros).
+            present: [B, M] bool.
+            keys: [B] int64 record keys for dropout in training; None for none.
+        """
+        features = self.encode(inputs, present)
+        field_logits = self.field_logits(features, keys)
+        shown = self.drop_modalities(present, keys)
+        return Output(self.fuse(features, shown, keys, field_logits), field_logits)
+
+    def encode(self, inputs: Mapping[str, Tensors], present: torch.Tensor) -> torch.Tensor:
+        """Features [B, M, D]; a missing value's are the field's learned stand-in."""
+        encoded = [
+            norm(encoder(inputs[name]))
+            for name, encoder, norm in zip(self.fields, self._encoders, self.norms, strict=True)
+        ]
+        return self._fill(torch.stack(encoded, dim=1), present)
+
+    def field_logits(self, features: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """Each field's own logits [B, M, C]."""
+        features = self.dropout(features, keys)
+        return torch.stack([head(features[:, m]) for m, head in enumerate(self.heads)], dim=1)
+
+    def fuse(
+        self,
+        features: torch.Tensor,
+        present: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        field_logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [B, C] from the fields in ``present``; pass a smaller mask to leave fields out.
+
+        Args:
+            features: [B, M, D] from :meth:`encode`.
+            present: [B, M] bool; a row may have none, and still gets finite logits.
+            keys: [B] int64 for dropout in training.
+            field_logits: [B, M, C] if already computed.
+        """
+        features = self._fill(features, present)
+        if field_logits is None:
+            field_logits = self.field_logits(features, keys)
+        logits: torch.Tensor = self.fusion(features, field_logits, present, keys)
+        return logits
+
+    def drop_modalities(self, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """``present`` with fields hidden at random in training, a pure function of the keys; each row keeps one."""
+        if keys is None or not self.training or self.settings.modality_dropout == 0.0:
+            return present
+        draws = uniform_like(keys, _MODALITY_DROPOUT_STREAM, present.shape[1])
+        luckiest = draws.masked_fill(~present, -1.0)
+        kept = (draws >= self.settings.modality_dropout) | (luckiest == luckiest.amax(dim=1, keepdim=True))
+        return present & kept
+
+    def _fill(self, features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return torch.where(present.unsqueeze(-1), features, self.stand_ins.to(features.dtype))

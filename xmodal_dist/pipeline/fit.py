@@ -1,0 +1,61 @@
+"""What fields learn before training (sizes, means, vocabularies), from a bounded sample of the train split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xmodal_dist import storage
+from xmodal_dist.dataset.manifest import Manifest
+from xmodal_dist.dataset.plan import row_group_units
+from xmodal_dist.errors import UsageError
+from xmodal_dist.modalities import Fitted
+from xmodal_dist.modalities.fields import FieldSpec, field_settings
+from xmodal_dist.pipeline.rows import read_range
+
+__all__ = ["fit_fields"]
+
+
+def fit_fields(
+    dataset: str, manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], max_rows: int
+) -> tuple[FieldSpec, ...]:
+    """Settle every field of a dataset for a run.
+
+    Args:
+        dataset: path or URI of the dataset.
+        manifest: its manifest.
+        settings: settings by field name; fields not named get the defaults of their kind.
+        max_rows: at most this many rows (rounded up to row groups, evenly spread over the train split) are read.
+
+    Raises:
+        UsageError: settings for a field that the dataset does not have.
+    """
+    names = [f.name for f in manifest.fields]
+    for name in settings:
+        if name not in names:
+            raise UsageError(f"fields.{name}: the dataset has no such field; its fields: {', '.join(names)}")
+    specs = []
+    for field in manifest.fields:
+        values = dict(settings.get(field.name, {}))
+        spec = FieldSpec(field.name, field.columns, field_settings(field.name, field.kind, values), Fitted())
+        sample = _sample(dataset, manifest, field.columns, max_rows)
+        fitted = spec.modality.fit(spec.settings, sample)
+        specs.append(FieldSpec(spec.name, spec.columns, spec.settings, fitted))
+    return tuple(specs)
+
+
+def _sample(dataset: str, manifest: Manifest, columns: tuple[str, ...], max_rows: int) -> pa.Table:
+    units = row_group_units(manifest, "train")
+    total = sum(u.rows for u in units)
+    if total > max_rows:
+        keep = max(1, len(units) * max_rows // total)
+        units = [units[int(i)] for i in np.unique(np.linspace(0, len(units) - 1, keep).astype(int))]
+    return pa.concat_tables(
+        [
+            read_range(storage.join(dataset, manifest.shards[u.shard].path), u.start, u.stop, list(columns))
+            for u in units
+        ]
+    )

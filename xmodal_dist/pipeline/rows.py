@@ -1,0 +1,58 @@
+"""Rows of Parquet files as tables: only the row groups and columns that are asked for are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xmodal_dist import storage
+from xmodal_dist.errors import DataError
+
+__all__ = ["read_range", "read_rows"]
+
+
+def read_range(path: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+    """Rows [start, stop) of one file."""
+    return read_rows(path, np.arange(start, stop, dtype=np.int64), columns)
+
+
+def read_rows(path: str, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """The given rows of one file in the given order.
+
+    Args:
+        path: path or URI of a Parquet file.
+        rows: positions in the file.
+        columns: columns to read.
+
+    Raises:
+        DataError: the file is not readable as Parquet, or has fewer rows or other columns.
+    """
+    try:
+        with storage.open_read(path) as handle, pq.ParquetFile(handle, pre_buffer=True) as file:
+            absent = [c for c in columns if c not in file.schema_arrow.names]
+            if absent:
+                raise DataError(f"{path} lacks the column(s) {absent}; it has {file.schema_arrow.names}")
+            return _take(file, rows, list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _take(file: pq.ParquetFile, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if len(rows) and (rows.max() >= starts[-1] or rows.min() < 0):
+        raise DataError(f"a row {int(rows.max())} was asked for, but the file has {int(starts[-1])} rows")
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    needed = np.unique(groups)
+    table = file.read_row_groups(needed.tolist(), columns=columns, use_threads=False)
+    offsets = np.zeros(len(counts), dtype=np.int64)
+    offsets[needed] = np.concatenate([[0], np.cumsum([counts[i] for i in needed])])[:-1]
+    local = offsets[groups] + rows - starts[groups]
+    if len(local) == table.num_rows and np.array_equal(local, np.arange(table.num_rows)):
+        return table.select(columns)
+    return cast(pa.Table, table.select(columns).take(pa.array(local)))

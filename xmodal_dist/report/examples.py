@@ -1,0 +1,53 @@
+"""The records behind an evaluation's worst errors, rendered by their modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from xmodal_dist import storage
+from xmodal_dist.dataset.manifest import Manifest
+from xmodal_dist.dataset.schema import ID
+from xmodal_dist.modalities import load
+from xmodal_dist.pipeline.rows import read_range, read_rows
+from xmodal_dist.report.evaluation import Example
+
+__all__ = ["find"]
+
+
+class _Mistake(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def truth(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+
+
+def find(dataset: str, manifest: Manifest, split: str, mistakes: Sequence[_Mistake]) -> list[Example]:
+    """One example for each mistake, in order, with every field as HTML."""
+    columns = [column for field in manifest.fields for column in field.columns]
+    wanted = {m.id for m in mistakes}
+    found: dict[str, dict[str, str | None]] = {}
+    for _, shard in manifest.split_shards(split):
+        path = storage.join(dataset, shard.path)
+        ids = read_range(path, 0, shard.rows, [ID]).column(ID)
+        rows = [row for row, record_id in enumerate(ids.to_pylist()) if record_id in wanted]
+        if rows:
+            table = read_rows(path, np.array(rows, dtype=np.int64), [ID, *columns])
+            for record in table.to_pylist():
+                found[record[ID]] = _fragments(manifest, record)
+    return [Example(m.id, m.truth, m.label, m.probability, found.get(m.id, {})) for m in mistakes]
+
+
+def _fragments(manifest: Manifest, record: dict[str, object]) -> dict[str, str | None]:
+    fragments: dict[str, str | None] = {}
+    for field in manifest.fields:
+        values = [record[column] for column in field.columns]
+        absent = all(value is None for value in values)
+        fragments[field.name] = None if absent else load(field.kind).render(values)
+    return fragments

@@ -1,0 +1,146 @@
+"""The report of a training run: how it learned, how fast it was, where the time went, with which settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from xmodal_dist.report import plots
+from xmodal_dist.report.evaluation import sections
+from xmodal_dist.report.page import Bar, Card, bars, flatten, number, percent, score, seconds
+from xmodal_dist.report.page import render as render_page
+
+__all__ = ["render"]
+
+Line = Mapping[str, Any]
+
+_USEFUL_STAGES = ("forward", "backward", "optimizer")
+
+
+def render(
+    run_name: str,
+    metrics_lines: Sequence[Line],
+    goodput: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> str:
+    """The page of one training run.
+
+    Args:
+        run_name: for the title.
+        metrics_lines: lines of ``metrics.jsonl``, with ``event`` "step" or "epoch". Of a step or epoch that
+            was repeated after a restart the last line counts.
+        goodput: content of ``goodput.json``.
+        evaluation: content of ``metrics.json`` of the finished bundle; None if it was not evaluated.
+        settings: the run's settings, nested.
+
+    Returns:
+        One self-contained HTML page.
+    """
+    steps = _last_of_each(metrics_lines, "step")
+    epochs = _last_of_each(metrics_lines, "epoch")
+    not_finite = sum(not _finite(line.get("loss")) for line in steps)
+    return render_page(
+        "training",
+        title="Training",
+        run={"run": run_name},
+        cards=_cards(steps, epochs, goodput, evaluation),
+        charts=_charts(steps, epochs),
+        num_not_finite=not_finite,
+        stages=_stages(goodput),
+        binding_stage=goodput.get("binding_stage", ""),
+        epochs=epochs,
+        settings=flatten(settings),
+        evaluation=sections(evaluation) if evaluation else None,
+    )
+
+
+def _last_of_each(lines: Sequence[Line], event: str) -> list[Line]:
+    latest = {line[event]: line for line in lines if line["event"] == event}
+    return [latest[key] for key in sorted(latest)]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _cards(
+    steps: Sequence[Line],
+    epochs: Sequence[Line],
+    goodput: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+) -> list[Card]:
+    stages = goodput["stages_s"]
+    useful = sum(stages.get(name, 0.0) for name in _USEFUL_STAGES)
+    cards = []
+    if evaluation:
+        fine_print = f"macro F1 {score(evaluation['macro_f1'])}, {evaluation['rows']:,} rows"
+        cards.append(Card("Evaluation accuracy", percent(evaluation["accuracy"]), fine_print))
+    scored = [line for line in epochs if _finite(line.get("val_accuracy"))]
+    if scored:
+        best = max(scored, key=lambda line: line["val_accuracy"])
+        cards.append(
+            Card("Validation accuracy", percent(best["val_accuracy"]), f"best, after epoch {best['epoch']}")
+        )
+    num_steps = steps[-1]["step"] if steps else 0
+    cpu_ms = goodput.get("cpu_s_per_record")
+    return [
+        *cards,
+        Card("Epochs", number(len(epochs)), f"{num_steps:,} steps"),
+        Card("Records", number(goodput["records"]), "read for training"),
+        Card(
+            "Throughput",
+            f"{number(goodput['records_per_s'])}/s",
+            f"{number(cpu_ms * 1000)} ms of CPU a record" if cpu_ms is not None else "",
+        ),
+        Card(
+            "Wall time",
+            seconds(goodput["wall_s"]),
+            f"{percent(useful / max(goodput['wall_s'], 1e-9), 0)} in forward, backward, optimizer",
+        ),
+    ]
+
+
+def _charts(steps: Sequence[Line], epochs: Sequence[Line]) -> list[tuple[str, Markup]]:
+    """Title and figure of each chart that there is data for."""
+    step, loss = _points(steps, "step", "loss")
+    at, rate = _points(steps, "step", "records_per_s")
+    charts = {
+        ("Loss", "step"): [
+            plots.Series("each step", step, loss, faint=True),
+            plots.Series("training, smoothed", step, plots.smoothed(loss)),
+            plots.Series("validation", *_points(epochs, "step", "val_loss"), plots.ORANGE, markers=True),
+        ],
+        ("Validation", "epoch"): [
+            plots.Series("accuracy", *_points(epochs, "epoch", "val_accuracy"), markers=True),
+            plots.Series("macro F1", *_points(epochs, "epoch", "val_macro_f1"), plots.ORANGE, markers=True),
+        ],
+        ("Learning rate", "step"): [plots.Series("rate", *_points(steps, "step", "learning_rate"))],
+        ("Throughput, records/s", "step"): [
+            plots.Series("each step", at, rate, faint=True),
+            plots.Series("smoothed", at, plots.smoothed(rate)),
+        ],
+    }
+    return [
+        (title, plots.curves(title, drawn, x_label, percent=title == "Validation"))
+        for (title, x_label), series in charts.items()
+        if (drawn := [line for line in series if line.x])
+    ]
+
+
+def _points(lines: Sequence[Line], x: str, y: str) -> tuple[list[float], list[float]]:
+    """The lines that have a finite ``y``."""
+    kept = [line for line in lines if _finite(line.get(y))]
+    return [line[x] for line in kept], [line[y] for line in kept]
+
+
+def _stages(goodput: Mapping[str, Any]) -> list[Bar]:
+    """Stages in the order of the loop, and the wall time that none of them accounts for."""
+    stages = {name.replace("_", " "): float(value) for name, value in goodput["stages_s"].items()}
+    unmeasured = goodput["wall_s"] - sum(stages.values())
+    if unmeasured > 0.01 * goodput["wall_s"]:
+        stages["not measured"] = unmeasured
+    return bars(stages, unit="s")

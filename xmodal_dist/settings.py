@@ -1,0 +1,29 @@
+"""The base of every settings class: frozen, and unknown names refused with the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseModel):
+    """Base of every settings section; each owner keeps its own beside its code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        known = set(cls.model_fields)
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(sorted(known))}"
+                raise ValueError(f"unknown setting {name!r}; {hint}")
+        return values

@@ -1,0 +1,93 @@
+"""What a training run is, as every worker receives it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from xmodal_dist import storage
+from xmodal_dist.dataset.manifest import Manifest
+from xmodal_dist.modalities.fields import FieldSpec
+from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.chunks import ChunkReader
+from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.train.settings import TrainSettings
+
+__all__ = ["TrainJob"]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A run: data, model and settings, and where it writes.
+
+    Attributes:
+        run: path or URI of the run directory.
+        dataset: path or URI of the packed dataset.
+        manifest: its manifest.
+        specs: the fields, fitted.
+        model: settings of the model.
+        train: settings of the training.
+        pipeline: settings of the reading.
+        worker_cpus: CPUs that each worker holds.
+        reader_cpus: CPUs for the Ray Data tasks of each worker.
+        use_gpu: whether each worker has a GPU.
+        started_s: time.time() of the command, for the start-up share.
+    """
+
+    run: str
+    dataset: str
+    manifest: Manifest
+    specs: tuple[FieldSpec, ...]
+    model: ModelSettings
+    train: TrainSettings
+    pipeline: PipelineSettings
+    worker_cpus: float
+    reader_cpus: float
+    use_gpu: bool
+    started_s: float
+
+    @property
+    def checkpoints(self) -> str:
+        """Directory of the checkpoints."""
+        return storage.join(self.run, "checkpoints")
+
+    @property
+    def bundle(self) -> str:
+        """Directory of the bundle that training ends in."""
+        return storage.join(self.run, "bundle")
+
+    @property
+    def validates(self) -> bool:
+        """Whether the dataset has validation records."""
+        return "val" in self.manifest.splits and self.manifest.splits["val"].rows > 0
+
+    def reader(self) -> ChunkReader:
+        """The reader of this run's chunks."""
+        rows_per_lane = self.train.batch_size // self.train.lanes
+        return ChunkReader(
+            dataset=self.dataset,
+            manifest=self.manifest,
+            specs=self.specs,
+            seed=self.train.seed,
+            lanes=self.train.lanes,
+            rows_per_lane=rows_per_lane,
+            window_rows=max(1, self.pipeline.window_rows // rows_per_lane) * rows_per_lane,
+            decode_threads=self.pipeline.decode_threads,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the result; a resumed run must have the same."""
+        return {
+            "dataset": self.manifest.fingerprint,
+            "fields": {s.name: s.settings.model_dump(mode="json") for s in self.specs},
+            "model": self.model.model_dump(mode="json"),
+            "train": self.train.identity(),
+            "window_rows": self.pipeline.window_rows,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of :meth:`identity`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,254 @@
+"""The training loop: what every worker of a run does. Read this first.
+
+One stream of chunks runs through all epochs (train, then val, then the next epoch), so readers never pause. Global step
+t is the same records on any number of workers; losses are divided by the global weight; nothing in the state depends
+on the world size. So a run can be killed at any step and go on with other workers, exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from xmodal_dist import storage
+from xmodal_dist.batch import Batch
+from xmodal_dist.bundle import Bundle, build_model, save_bundle
+from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
+from xmodal_dist.errors import XmodalError
+from xmodal_dist.pipeline.chunks import Chunk
+from xmodal_dist.pipeline.stream import stream_chunks
+from xmodal_dist.train import validation
+from xmodal_dist.train.checkpoint import (
+    Progress,
+    checkpoint_name,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from xmodal_dist.train.goodput import Stopwatch, summarise
+from xmodal_dist.train.job import TrainJob
+from xmodal_dist.train.log import MetricsLog
+from xmodal_dist.train.optim import adamw, learning_rate_at
+from xmodal_dist.train.step import StepSums, optimizer_step
+
+__all__ = ["train_worker"]
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Entry point of every Ray Train worker; returns a summary of the run on rank 0."""
+    return _Worker(config["job"]).run()
+
+
+class _Worker:
+    """One rank of a run."""
+
+    def __init__(self, job: TrainJob) -> None:
+        from ray import train
+        from ray.train.torch import get_device, prepare_model
+
+        context = train.get_context()
+        self.job = job
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = get_device()
+        self.watch = Stopwatch()
+        torch.manual_seed(job.train.seed)
+        self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
+        self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
+        self.progress = self._restore()
+        self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        self.reader = job.reader()
+        self.steps = self.reader.steps("train")
+        self.batches = self._batches()
+        self.sums = StepSums(self.device)
+        self.rejected: list[Rejected] = []
+        self.reader_cpu_s = 0.0
+        self.records = 0
+        self.log = MetricsLog(job.run, self.rank, self.progress.global_step)
+        self.watch.seconds["start_up"] = time.time() - job.started_s
+        self._log_start()
+
+    def run(self) -> dict[str, Any]:
+        """Train from wherever the run is to its end."""
+        while not self.progress.done:
+            self._train_epoch()
+            self._end_epoch(self._validate())
+        summary = self._finish() if self.rank == 0 else {}
+        self.log.close()
+        if self.num_workers > 1:
+            dist.barrier()
+        return summary
+
+    def _train_epoch(self) -> None:
+        train, progress = self.job.train, self.progress
+        total_steps = self.steps * train.epochs
+        self.ddp.train()
+        while progress.step < self.steps:
+            batch = self._next_batch()
+            rate = learning_rate_at(
+                progress.global_step, total_steps, train.learning_rate, train.warmup_fraction
+            )
+            sums = optimizer_step(self.ddp, self.optimizer, batch, self.job, rate, self.num_workers, self.watch)
+            self.sums.add(sums)
+            progress.step += 1
+            progress.global_step += 1
+            if progress.global_step % train.log_every_steps == 0:
+                self.log.step(progress, sums.mean_loss(), rate, self.records * self.num_workers / self._training_s())
+            every = train.checkpoint_every_steps
+            if every and progress.global_step % every == 0:
+                self._gather_sums()
+                self._checkpoint()
+
+    def _validate(self) -> dict[str, Any]:
+        """Exact metrics over the val split, equal on all ranks; {} where the dataset has none."""
+        if not self.job.validates:
+            return {}
+        totals = validation.Totals(len(self.job.manifest.classes), self.device)
+        self.ddp.eval()
+        for _ in range(self.reader.steps("val")):
+            batch = self._next_batch()
+            with self.watch.stage("evaluation"):
+                totals.add(self.model, self.job.specs, batch)
+        rows = self.job.manifest.splits["val"].rows
+        return totals.reduce(self.num_workers, rows)
+
+    def _end_epoch(self, metrics: dict[str, Any]) -> None:
+        """Account for every record, log, keep the best, decide whether to stop, and checkpoint."""
+        self._gather_sums()
+        self._account()
+        progress, train = self.progress, self.job.train
+        epoch, train_loss = progress.epoch, progress.loss_sum / max(progress.weight_sum, 1e-12)
+        if not np.isfinite(train_loss):
+            raise XmodalError(
+                f"the training loss of epoch {epoch} is {train_loss}; lower train.learning_rate or train.clip_norm"
+            )
+        records = progress.rows_used
+        value = _monitored(metrics, train_loss, train.monitor)
+        progress.epoch, progress.step = epoch + 1, 0
+        progress.loss_sum, progress.weight_sum, progress.rows_used, progress.rows_rejected = 0.0, 0.0, 0, 0
+        if progress.best is None or value >= progress.best:
+            progress.best, progress.best_epoch, progress.stale_epochs = value, epoch, 0
+            progress.best_metrics, progress.best_checkpoint = metrics, checkpoint_name(progress)
+        else:
+            progress.stale_epochs += 1
+        impatient = 0 < train.patience_epochs <= progress.stale_epochs
+        progress.done = progress.epoch >= train.epochs or impatient
+        self.log.epoch(epoch, progress.global_step, train_loss, metrics, records)
+        self._check_ranks_agree()
+        self._checkpoint()
+
+    def _next_batch(self) -> Batch:
+        with self.watch.stage("wait_for_data"):
+            batch = next(self.batches)
+        with self.watch.stage("host_to_device"):
+            return batch.to(self.device)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's share of every global step from where the run is, train and val in turn, without end."""
+        rows = self.reader.rows_per_step(self.rank, self.num_workers)
+        for chunk in stream_chunks(self.reader, self._chunks(), self.job.pipeline, self.job.reader_cpus):
+            self.rejected.extend(chunk.rejected)
+            self.reader_cpu_s += chunk.cpu_s
+            for start in range(0, len(chunk.records), rows):
+                yield chunk.records.slice(start, start + rows).to_batch()
+
+    def _chunks(self) -> Iterator[Chunk]:
+        share = {"rank": self.rank, "num_workers": self.num_workers}
+        first = self.progress.epoch
+        for epoch in range(first, self.job.train.epochs):
+            start = self.progress.step if epoch == first else 0
+            yield from self.reader.chunks("train", epoch, augment=True, start_step=start, **share)
+            if self.job.validates:
+                yield from self.reader.chunks("val", epoch, augment=False, **share)
+
+    def _gather_sums(self) -> None:
+        """Add what all ranks did since the last call to the progress."""
+        loss, weight, used, rejected = self.sums.take(self.num_workers)
+        self.progress.loss_sum += loss
+        self.progress.weight_sum += weight
+        self.progress.rows_used += int(used)
+        self.progress.rows_rejected += int(rejected)
+        self.records = self.sums.records
+
+    def _account(self) -> None:
+        """Every record of the split was used once or rejected; otherwise the run fails."""
+        progress, rows = self.progress, self.job.manifest.splits["train"].rows
+        if progress.rows_used + progress.rows_rejected != rows:
+            raise XmodalError(
+                f"epoch {progress.epoch}: {progress.rows_used} records used + {progress.rows_rejected} rejected "
+                f"is not the split's {rows}: please report this as a bug"
+            )
+        if progress.rows_rejected and self.rejected:
+            name = f"epoch-{progress.epoch:05d}-rank-{self.rank:05d}.parquet"
+            storage.write_bytes(storage.join(self.job.run, "quarantine", name), to_parquet(self.rejected))
+            check_budget(self.rejected, rows, self.job.train.max_bad_fraction, "train.max_bad_fraction")
+        self.rejected.clear()
+
+    def _restore(self) -> Progress:
+        """Continue from the newest whole checkpoint; rank 0 chooses, so that all ranks take the same."""
+        name = [latest_checkpoint(self.job.checkpoints, self.job.digest) if self.rank == 0 else None]
+        if self.num_workers > 1:
+            dist.broadcast_object_list(name, src=0)
+        if name[0] is None:
+            return Progress()
+        return load_checkpoint(self.job.checkpoints, name[0], self.model, self.optimizer, self.device)
+
+    def _checkpoint(self) -> None:
+        with self.watch.stage("checkpoint"):
+            if self.rank != 0:
+                return
+            root = self.job.checkpoints
+            save_checkpoint(root, self.job.digest, self.progress, self.model, self.optimizer)
+            prune_checkpoints(root, self.job.train.keep_checkpoints, self.progress.best_checkpoint)
+
+    def _check_ranks_agree(self) -> None:
+        """Fail if the ranks' weights are not the same, bit for bit."""
+        if self.num_workers == 1:
+            return
+        total = torch.stack([p.detach().double().abs().sum() for p in self.model.parameters()]).sum()
+        low, high = total.clone(), total.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if low.item() != high.item():
+            raise XmodalError("the workers' weights differ: gradients were not synchronised; this is a bug")
+
+    def _finish(self) -> dict[str, Any]:
+        """Turn the best epoch's weights into the bundle and write goodput.json."""
+        job, progress = self.job, self.progress
+        load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device)
+        metrics = {"val": progress.best_metrics, "epoch": progress.best_epoch, "epochs": progress.epoch}
+        origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
+        bundle = Bundle(job.specs, job.manifest.classes, job.model, self.model, metrics, origin)
+        fingerprint = save_bundle(job.bundle, bundle)
+        cpu_s = time.process_time() * self.num_workers + self.reader_cpu_s * self.num_workers
+        goodput = summarise(self.watch.seconds, time.time() - job.started_s, self.records, cpu_s)
+        goodput["num_workers"] = self.num_workers
+        self.log.document("goodput.json", goodput)
+        counts = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "records": self.records}
+        return {"fingerprint": fingerprint, **counts, **progress.best_metrics}
+
+    def _training_s(self) -> float:
+        return max(self.watch.wall_s(), 1e-9)
+
+    def _log_start(self) -> None:
+        """Say who trains; the process ids let an operator find a worker."""
+        mine = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        workers: list[Any] = [mine] * self.num_workers
+        if self.num_workers > 1:
+            dist.all_gather_object(workers, mine)
+        self.log.start(self.progress, workers, self.steps, self.job.train.epochs)
+
+
+def _monitored(metrics: dict[str, Any], train_loss: float, monitor: str) -> float:
+    """The figure to maximise; without a val split, the training loss."""
+    if not metrics:
+        return -train_loss
+    return -float(metrics["loss"]) if monitor == "loss" else float(metrics[monitor])

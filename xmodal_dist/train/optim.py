@@ -1,0 +1,31 @@
+"""AdamW, and a learning rate that is a pure function of the step: nothing to save, nothing to drift."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+__all__ = ["adamw", "learning_rate_at"]
+
+
+def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) that decays matrices only, not biases, norms and single vectors.
+
+    Epsilon is 1e-6: with the usual 1e-8, parameters whose gradients are rounding noise would take full steps, and runs
+    on different numbers of workers would part.
+    """
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6)
+
+
+def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
+    """Learning rate of global step ``step`` (from 0): linear warm-up, then half a cosine (SGDR, 2017) towards 0."""
+    warmup = max(1, round(total_steps * warmup_fraction))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,89 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from xmodal_dist.errors import UsageError
+from xmodal_dist.settings import Settings
+
+__all__ = ["TrainSettings"]
+
+_NOT_RESULT_CHANGING = {
+    "num_workers", "max_failures", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
+    "micro_batch_rows", "collective_timeout_s",
+}  # fmt: skip
+
+
+class TrainSettings(Settings):
+    """How a run trains. All sizes are global: none depends on the number of workers.
+
+    Attributes:
+        num_workers: DDP workers; None takes one per GPU, or 2 on CPUs.
+        seed: seed of the order of records, of augmentation, dropout and initial weights.
+        epochs: passes over the train split.
+        batch_size: records in one optimizer step, over all workers; a multiple of ``lanes``.
+        lanes: fixed reading lanes; at least the number of workers, also of those that resume the run.
+        micro_batch_rows: rows that a worker takes through the network at once; gradients of a step are accumulated over
+            as many micro-batches as it needs. None takes its whole share.
+        learning_rate: peak of AdamW's learning rate, reached after the warm-up and then annealed by a cosine to 0.
+        warmup_fraction: share of all steps in which the learning rate rises linearly from 0.
+        weight_decay: AdamW's, on matrices only.
+        clip_norm: bound of the gradient's global norm; 0 turns clipping off.
+        label_smoothing: share of the target spread over all classes.
+        class_weights: ``balanced`` weighs classes by N / (C n_c).
+        monitor: validation figure that chooses the best epoch and stops early.
+        patience_epochs: stop after this many epochs without a better one; 0 never stops early.
+        precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
+        checkpoint_every_steps: a checkpoint at every so many global steps, besides each epoch's; 0 for none.
+        keep_checkpoints: newest checkpoints kept, besides the best epoch's; at least 2.
+        log_every_steps: a line in metrics.jsonl at every so many steps.
+        max_failures: restarts after lost workers before the run fails.
+        max_bad_fraction: share of a split's records that may fail to decode before the run fails.
+        fit_rows: rows of the train split from which vocabularies and statistics are learned.
+        collective_timeout_s: a worker that waits longer than this for the others fails the attempt.
+    """
+
+    num_workers: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    epochs: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lanes: int = Field(default=8, ge=1)
+    micro_batch_rows: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_norm: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    monitor: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    patience_epochs: int = Field(default=0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_every_steps: int = Field(default=0, ge=0)
+    keep_checkpoints: int = Field(default=2, ge=2)
+    log_every_steps: int = Field(default=10, ge=1)
+    max_failures: int = Field(default=3, ge=0)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    fit_rows: int = Field(default=20_000, ge=1)
+    collective_timeout_s: int = Field(default=600, ge=1)
+
+    def check(self, num_workers: int, window_rows: int) -> None:
+        """Raise :class:`UsageError` where sizes do not fit each other."""
+        if self.batch_size % self.lanes:
+            raise UsageError(
+                f"train.batch_size={self.batch_size} is not a multiple of train.lanes={self.lanes}; "
+                f"change either, for example train.batch_size={-(-self.batch_size // self.lanes) * self.lanes}"
+            )
+        if num_workers > self.lanes:
+            raise UsageError(
+                f"{num_workers} workers need at least as many lanes; set train.lanes to {num_workers} or more "
+                f"(now {self.lanes}) and train.batch_size to a multiple of it"
+            )
+        if window_rows < 1:
+            raise UsageError(f"pipeline.window_rows={window_rows} must be at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the result: a resumed run must have the same."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in _NOT_RESULT_CHANGING}

@@ -1,0 +1,147 @@
+"""One optimizer step over this rank's share of a global batch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xmodal_dist.batch import Batch
+from xmodal_dist.modalities.fields import transform
+from xmodal_dist.model.losses import classification_loss
+from xmodal_dist.train.goodput import Stopwatch
+from xmodal_dist.train.job import TrainJob
+
+__all__ = ["OneStep", "StepSums", "optimizer_step"]
+
+
+class OneStep(NamedTuple):
+    """Sums over one rank's rows of one step: loss, weight, rows used, rows rejected (float64 scalars)."""
+
+    loss: torch.Tensor
+    weight: torch.Tensor
+    used: torch.Tensor
+    rejected: torch.Tensor
+
+    def mean_loss(self) -> float:
+        """Mean loss of this rank's rows."""
+        return float(self.loss / self.weight.clamp(min=1e-12))
+
+
+class StepSums:
+    """Sums over the steps since they were last taken; ``records`` counts all rows used on all ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(4, dtype=dtype, device=device)
+        self.records = 0
+
+    def add(self, step: OneStep) -> None:
+        """Add one step."""
+        self._sums += torch.stack([v.to(self._sums.dtype) for v in step])
+
+    def take(self, num_workers: int) -> tuple[float, float, float, float]:
+        """Loss, weight, rows used and rows rejected over all ranks, and start again from 0."""
+        if num_workers > 1:
+            dist.all_reduce(self._sums)
+        loss, weight, used, rejected = self._sums.tolist()
+        self.records += int(used)
+        self._sums.zero_()
+        return loss, weight, used, rejected
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    job: TrainJob,
+    learning_rate: float,
+    num_workers: int,
+    watch: Stopwatch,
+) -> OneStep:
+    """Forward, backward and update.
+
+    The loss of a step is the weighted mean over the *global* batch: each rank divides its sum by the global weight, and
+    multiplies by the number of ranks because DDP averages gradients. Micro-batches add up to the same gradient.
+    """
+    train = job.train
+    class_weights = _class_weights(job, batch.labels.device)
+    weight = batch.weights if class_weights is None else batch.weights * class_weights[batch.labels.clamp(min=0)]
+    global_weight = weight.sum().double()
+    if num_workers > 1:
+        dist.all_reduce(global_weight)
+    scale = num_workers / global_weight.clamp(min=1e-12).float()
+    loss_sum = torch.zeros((), device=batch.labels.device)
+    pieces = _pieces(len(batch), train.micro_batch_rows)
+    for index, rows in enumerate(pieces):
+        last = index == len(pieces) - 1
+        hold = contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        with hold:
+            with watch.stage("forward"):
+                loss = _loss(model, _rows(batch, rows), job, class_weights)
+            with watch.stage("backward"):
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.detach()
+    with watch.stage("optimizer"):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        if train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    real = batch.ids >= 0
+    rejected = real & (batch.labels.to(batch.ids.device) < 0)
+    return OneStep(loss_sum, weight.sum(), (real & ~rejected).sum().to(loss_sum.device), rejected.sum().to(loss_sum.device))
+
+
+def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> torch.Tensor:
+    """Sum of the rows' losses."""
+    device = batch.labels.device
+    batch = transform(job.specs, batch, augment=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(job, device)):
+        output = model(batch.inputs, batch.present, batch.keys)
+    return classification_loss(
+        output.fused,
+        output.field_logits,
+        batch.present,
+        batch.labels,
+        batch.weights,
+        class_weights=class_weights,
+        label_smoothing=job.train.label_smoothing,
+        aux_weight=job.model.aux_weight,
+    ).total
+
+
+def _bfloat16(job: TrainJob, device: torch.device) -> bool:
+    if job.train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return job.train.precision == "bfloat16"
+
+
+def _class_weights(job: TrainJob, device: torch.device) -> torch.Tensor | None:
+    """[C] weights N / (C n_c), or None where classes count alike."""
+    if job.train.class_weights == "none":
+        return None
+    summary = job.manifest.splits["train"]
+    counts = torch.tensor([summary.classes.get(name, 0) for name in job.manifest.classes], dtype=torch.float32)
+    return (summary.rows / (len(counts) * counts.clamp(min=1))).to(device)
+
+
+def _pieces(rows: int, micro_batch_rows: int | None) -> list[slice]:
+    size = micro_batch_rows or rows
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return Batch(
+        inputs={f: {name: t[rows] for name, t in tensors.items()} for f, tensors in batch.inputs.items()},
+        present=batch.present[rows],
+        labels=batch.labels[rows],
+        weights=batch.weights[rows],
+        keys=batch.keys[rows],
+        ids=batch.ids[rows],
+    )
