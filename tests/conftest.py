@@ -1,14 +1,19 @@
-"""What several rooms' tests share: the development data, and one Ray for the whole session."""
+"""What several rooms' tests share: the development data, a tiny dataset, and one Ray for the whole session."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +32,48 @@ def ray_session() -> Iterator[None]:
 
     with runtime.connect(num_cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL of 150 records of 3 classes: a 16 px image, a sentence, two numbers; some of each missing."""
+    root = tmp_path_factory.mktemp("tiny_source")
+    rng = np.random.default_rng(7)
+    words = {"red": "warm sunset apple", "green": "leaf forest grass", "blue": "ocean sky winter"}
+    records = []
+    for index in range(150):
+        label = sorted(words)[index % 3]
+        channel = ("red", "green", "blue").index(label)
+        pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
+        pixels[..., channel] += 120
+        name = f"{index:03d}.png"
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        (root / name).write_bytes(buffer.getvalue())
+        record = {
+            "id": f"r{index:03d}",
+            "label": label,
+            "picture": name if rng.random() > 0.15 else None,
+            "caption": " ".join(rng.permutation(words[label].split())) if rng.random() > 0.15 else None,
+            "height": float(channel * 2 + rng.normal()) if rng.random() > 0.1 else None,
+            "kind_of_day": str(rng.choice(["wet", "dry"])),
+        }
+        records.append(record)
+    table = root / "records.jsonl"
+    table.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return table
+
+
+TINY_FIELDS = ("picture=image", "caption=text", "weather=tabular:height,kind_of_day")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny source packed, in row groups of 8 rows so that lanes and windows cross them."""
+    from xmodal_dist.dataset.schema import parse_field
+    from xmodal_dist.ingest.pack import PackSettings, pack
+
+    target = str(tmp_path_factory.mktemp("tiny") / "dataset")
+    settings = PackSettings(rows_per_row_group=8, shard_bytes=20_000)
+    pack(str(tiny_source), target, fields=[parse_field(f) for f in TINY_FIELDS], settings=settings)
+    return target

@@ -56,7 +56,9 @@ def image_file(name: str, width: int = 40, height: int = 32, seed: int = 0, **op
     return buffer.getvalue()
 
 
-def sound_file(name: str, seconds: float = 0.5, rate: int = 8000, seed: int = 0, subtype: str | None = None) -> bytes:
+def sound_file(
+    name: str, seconds: float = 0.5, rate: int = 8000, seed: int = 0, subtype: str | None = None
+) -> bytes:
     rng = np.random.default_rng(seed)
     at = np.arange(round(seconds * rate)) / rate
     wave = 0.3 * np.sin(2 * np.pi * (200 + 100 * seed) * at) + rng.normal(0, 0.02, len(at))
@@ -103,7 +105,13 @@ def _text() -> Sample:
 
 
 def _tabular() -> Sample:
-    good = ((1.5, "red", True), (2.5, "blue", False), (-3.0, "red", None), (None, "blue", True), (1e3, None, True))
+    good = (
+        (1.5, "red", True),
+        (2.5, "blue", False),
+        (-3.0, "red", None),
+        (None, "blue", True),
+        (1e3, None, True),
+    )
     return Sample((pa.float64(), pa.string(), pa.bool_()), good, ((("many", "red", True), "column_type"),))
 
 

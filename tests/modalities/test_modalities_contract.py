@@ -78,7 +78,9 @@ def test_fitted_survives_json_and_refitting(case: Case) -> None:
 def test_fit_of_nothing_still_decodes(case: Case) -> None:
     for records in ([], [case.sample.missing] * 3):
         fitted = case.modality.fit(case.settings, case.sample.table(records))
-        decoded = case.modality.decode(case.settings, fitted, case.sample.columns(list(case.sample.good)), None)
+        decoded = case.modality.decode(
+            case.settings, fitted, case.sample.columns(list(case.sample.good)), None
+        )
         assert len(decoded.present) == len(case.sample.good)
 
 
@@ -147,7 +149,9 @@ def test_transform_is_a_pure_function_of_each_row(case: Case, train: bool) -> No
         assert torch.equal(tensor, again[name])
         assert tensor.isfinite().all()
     for row in range(len(case.records)):
-        one = Decoded({n: a[row : row + 1] for n, a in decoded.arrays.items()}, decoded.present[row : row + 1])
+        one = Decoded(
+            {n: a[row : row + 1] for n, a in decoded.arrays.items()}, decoded.present[row : row + 1]
+        )
         alone = case.transform(one, None if keys is None else keys[row : row + 1])
         for name, tensor in whole.items():
             torch.testing.assert_close(alone[name][0], tensor[row], rtol=1e-4, atol=1e-4)
@@ -196,7 +200,10 @@ def test_infer_prefers_this_kind(case: Case) -> None:
 def test_media_kinds_know_their_file_names(case: Case) -> None:
     assert case.modality.is_media == bool(case.modality.suffixes)
     for suffix in case.modality.suffixes:
-        assert case.modality.infer("c", pa.array([f"folder/A{suffix.upper()}", f"s3://b/c{suffix}?version=1"])) == 1
+        assert (
+            case.modality.infer("c", pa.array([f"folder/A{suffix.upper()}", f"s3://b/c{suffix}?version=1"]))
+            == 1
+        )
 
 
 def test_modality_and_errors_survive_pickling(case: Case) -> None:

@@ -72,6 +72,7 @@ class _Worker:
         self.rejected: list[Rejected] = []
         self.reader_cpu_s = 0.0
         self.records = 0
+        self.first_step = self.progress.global_step
         self.log = MetricsLog(job.run, self.rank, self.progress.global_step)
         self.watch.seconds["start_up"] = time.time() - job.started_s
         self._log_start()
@@ -101,7 +102,7 @@ class _Worker:
             progress.step += 1
             progress.global_step += 1
             if progress.global_step % train.log_every_steps == 0:
-                self.log.step(progress, sums.mean_loss(), rate, self.records * self.num_workers / self._training_s())
+                self.log.step(progress, sums.mean_loss(), rate, self._records_per_s())
             every = train.checkpoint_every_steps
             if every and progress.global_step % every == 0:
                 self._gather_sums()
@@ -235,8 +236,10 @@ class _Worker:
         counts = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "records": self.records}
         return {"fingerprint": fingerprint, **counts, **progress.best_metrics}
 
-    def _training_s(self) -> float:
-        return max(self.watch.wall_s(), 1e-9)
+    def _records_per_s(self) -> float:
+        """Records of all workers a second since this attempt began to train."""
+        steps = self.progress.global_step - self.first_step
+        return steps * self.job.train.batch_size / max(self.watch.wall_s(), 1e-9)
 
     def _log_start(self) -> None:
         """Say who trains; the process ids let an operator find a worker."""

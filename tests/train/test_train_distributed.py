@@ -1,0 +1,141 @@
+"""Whole runs on Ray: two workers equal one, a killed worker changes nothing, and mistakes are told before they cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xmodal_dist.bundle import check_files, load_bundle
+from xmodal_dist.errors import SpecDiffersError, UsageError
+from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.train.launch import TrainResult, launch
+from xmodal_dist.train.log import read_metrics
+from xmodal_dist.train.settings import TrainSettings
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+EPOCHS = 4
+
+
+def _train(dataset: str, run: Path, num_workers: int, resume: bool = False, **train: Any) -> TrainResult:
+    settings = {"epochs": EPOCHS, "batch_size": 12, "lanes": 6, "checkpoint_every_steps": 3, "log_every_steps": 1}
+    return launch(
+        dataset,
+        str(run),
+        fields={},
+        model=ModelSettings(width=16),
+        train=TrainSettings.model_validate({**settings, "num_workers": num_workers, **train}),
+        pipeline=PipelineSettings(window_rows=8, placement="ray" if num_workers > 1 else "local"),
+        resume=resume,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return _train(tiny_dataset, tmp_path_factory.mktemp("alone") / "run", 1)
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run on two workers, one of which is killed in the middle of the second epoch."""
+    run = tmp_path_factory.mktemp("killed") / "run"
+    stop = threading.Event()
+    assassin = threading.Thread(target=_kill_a_worker, args=(run, stop), daemon=True)
+    assassin.start()
+    try:
+        return _train(tiny_dataset, run, 2)
+    finally:
+        stop.set()
+        assassin.join()
+
+
+def _kill_a_worker(run: Path, stop: threading.Event) -> None:
+    while not stop.is_set():
+        lines = read_metrics(str(run))
+        steps_per_epoch = lines[0]["steps_per_epoch"] if lines else 10**9
+        if any(line["event"] == "step" and line["step"] >= steps_per_epoch + 4 for line in lines):
+            os.kill(lines[0]["workers"][1]["pid"], signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def _weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_bundle(result.bundle).model.state_dict()
+
+
+def test_a_killed_worker_is_replaced_and_every_epoch_counts_every_record(
+    killed: TrainResult, tiny_dataset: str
+) -> None:
+    lines = read_metrics(killed.run)
+    starts = [line for line in lines if line["event"] == "start"]
+    assert len(starts) == 2, "the worker was not killed, or the run did not recover"
+    assert starts[1]["step"] > 0, "the run began again from the start"
+    assert starts[1]["step"] % starts[1]["steps_per_epoch"] != 0, "the run was to resume inside an epoch"
+    rows = json.loads((Path(tiny_dataset) / "manifest.json").read_text())["splits"]["train"]["rows"]
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == list(range(EPOCHS))
+    assert [line["records"] for line in epochs] == [rows] * EPOCHS
+    steps = [line["step"] for line in lines if line["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_two_workers_and_a_kill_end_with_the_weights_of_one_undisturbed_worker(
+    alone: TrainResult, killed: TrainResult
+) -> None:
+    one, two = _weights(alone), _weights(killed)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-4), name
+
+
+def test_validation_is_the_same_on_one_and_two_workers(alone: TrainResult, killed: TrainResult) -> None:
+    ours, theirs = ([x for x in read_metrics(r.run) if x["event"] == "epoch"] for r in (alone, killed))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["val_rows"] == b["val_rows"]
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+
+
+def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
+    run = Path(alone.run)
+    assert check_files(alone.bundle) == []
+    assert list((run / "tensorboard").glob("events.*"))
+    goodput = json.loads((run / "goodput.json").read_text())
+    assert goodput["records"] == EPOCHS * 120 and goodput["cpu_s_per_record"] > 0
+    assert sum(goodput["stages_s"].values()) == pytest.approx(goodput["wall_s"], rel=0.05)
+    assert not list(run.rglob("*.pkl")) or all("ray" in p.parts for p in run.rglob("*.pkl"))
+
+
+def test_a_finished_run_resumes_to_its_end_at_once_and_other_settings_are_refused(
+    alone: TrainResult, tiny_dataset: str
+) -> None:
+    with pytest.raises(UsageError, match="already holds a run; continue it with --resume"):
+        _train(tiny_dataset, Path(alone.run), 1)
+    with pytest.raises(SpecDiffersError, match=r"train\.learning_rate was .*, now 0\.5"):
+        _train(tiny_dataset, Path(alone.run), 1, resume=True, learning_rate=0.5)
+    before = _weights(alone)
+    again = _train(tiny_dataset, Path(alone.run), 1, resume=True)
+    assert all(torch.equal(before[name], t) for name, t in _weights(again).items())
+
+
+def test_a_run_directory_with_other_files_is_left_alone(tiny_dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="already holds other files"):
+        _train(tiny_dataset, tmp_path, 1)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_more_workers_than_lanes_names_the_setting(tiny_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.lanes"):
+        _train(tiny_dataset, tmp_path / "run", 7)
+    with pytest.raises(UsageError, match=r"train\.batch_size=16"):
+        _train(tiny_dataset, tmp_path / "run", 1, batch_size=16)
