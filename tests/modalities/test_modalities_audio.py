@@ -153,7 +153,7 @@ def test_mel_filters_cover_the_spectrum(rate: int) -> None:
     filters = mel_filters(rate, 2 ** int(np.ceil(np.log2(window))) + 1, 64)
     assert filters.shape[0] == 64
     assert (filters.sum(dim=1) > 0).all()
-    assert 0 <= filters.min() and filters.max() <= 1
+    assert filters.min() >= 0 and filters.max() <= 1
     assert filters.argmax(dim=1).diff().min() >= 0
 
 

@@ -102,6 +102,7 @@ def test_exif_rotation_is_applied(make_image: Callable[..., bytes], orientation:
     assert np.abs(_pixels(payload, 32).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_does_not_lose_the_image(make_image: Callable[..., bytes]) -> None:
     assert _pixels(
         make_image("JPEG", 32, 32, exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x01"), 32

@@ -1,4 +1,4 @@
-"""A chunk: consecutive global steps of one rank, read and decoded as one task; and the reader that turns it into Records.
+"""A chunk: consecutive global steps of one rank, read as one task; and the reader that turns it into Records.
 
 The same code runs in Ray Data tasks and in threads of the worker. It knows the plan, not who consumes it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +96,7 @@ class ChunkReader:
     rows_per_lane: int
     window_rows: int
     decode_threads: int
+    _plans: dict[tuple[str, int, bool], list[list[Unit]]] = field(default_factory=dict, compare=False, repr=False)
 
     def steps(self, split: str) -> int:
         """Global steps of one epoch of a split."""
@@ -134,7 +135,7 @@ class ChunkReader:
     def _locate(self, chunk: Chunk) -> _Slots:
         """Rows of this rank's lanes in the chunk's steps, each with its slot."""
         seed = self.seed if chunk.augment else None
-        plan = plan_lanes(row_group_units(self.manifest, chunk.split), self.lanes, seed, chunk.epoch)
+        plan = self._plan(chunk)
         own = lanes_of_rank(chunk.rank, chunk.num_workers, self.lanes)
         parts: list[tuple[NDArray[np.int64], ...]] = []
         for place, lane in enumerate(own):
@@ -147,6 +148,17 @@ class ChunkReader:
             used = (step >= chunk.start_step) & (step < chunk.stop_step)
             parts.append((shard[order][used], row[order][used], slot[used]))
         return _Slots(*(np.concatenate([p[i] for p in parts]).astype(np.int64) for i in range(3)))
+
+    def _plan(self, chunk: Chunk) -> list[list[Unit]]:
+        """The plan of the chunk's epoch; those of the last few epochs are kept."""
+        key = (chunk.split, chunk.epoch, chunk.augment)
+        if key not in self._plans:
+            while len(self._plans) >= 4:
+                self._plans.pop(next(iter(self._plans)), None)
+            seed = self.seed if chunk.augment else None
+            units = row_group_units(self.manifest, chunk.split)
+            self._plans[key] = plan_lanes(units, self.lanes, seed, chunk.epoch)
+        return self._plans[key]
 
     def _columns(self) -> list[str]:
         columns = [ID, LABEL, *(c for s in self.specs for c in s.columns)]
@@ -171,8 +183,8 @@ class ChunkReader:
                 error.row,
                 Rejected.of(error.error, info.path, int(rows[error.row]), str(ids[error.row].as_py()), error.field),
             )
-        start = sum(s.rows for s in self.manifest.shards[:shard] if s.split == info.split)
-        records = Records(decoded.fields, decoded.present, labels, weights, keys, start + rows)
+        before = sum(s.rows for s in self.manifest.shards[:shard] if s.split == info.split)
+        records = Records(decoded.fields, decoded.present, labels, weights, keys, before + rows)
         return ReadChunk(records, list(rejected.values()), 0.0)
 
     def _empty(self) -> Records:

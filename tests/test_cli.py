@@ -1,0 +1,141 @@
+"""The commands as a user types them: the main job from a table to verified predictions, and the usual mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY_FIELDS
+
+from xmodal_dist.cli import main
+
+TRAIN = ("--set", "train.epochs=6", "--set", "train.batch_size=24", "--set", "model.width=16")
+
+
+def _xmodal(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert caught.value.code == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+def _main_job(capsys: pytest.CaptureFixture[str], source: Path, place: Path) -> dict[str, Any]:
+    dataset, run, bundle = str(place / "dataset"), str(place / "run"), str(place / "run" / "bundle")
+    fields = [part for field in TINY_FIELDS for part in ("--field", field)]
+    _xmodal(capsys, "pack", str(source), dataset, *fields)
+    _xmodal(capsys, "train", "--data", dataset, "--output", run, "--num-workers", "2", *TRAIN)
+    out, _ = _xmodal(
+        capsys, "evaluate", "--bundle", bundle, "--data", dataset, "--output", str(place / "test"), "--json"
+    )
+    metrics: dict[str, Any] = json.loads(out)
+    inputs = [str(p) for p in sorted((place / "dataset" / "data").glob("*.parquet"))]
+    _xmodal(capsys, "score", "--bundle", bundle, "--input", *inputs, "--output", str(place / "scored"))
+    return metrics
+
+
+def test_the_main_job(
+    ray_session: None, capsys: pytest.CaptureFixture[str], tiny_source: Path, workplace: Path
+) -> None:
+    metrics = _main_job(capsys, tiny_source, workplace)
+    assert metrics["rows"] == 15 and metrics["accuracy"] > 0.8
+    assert set(metrics["per_subset"]) >= {"picture", "caption", "weather", "picture+caption+weather"}
+    assert json.loads((workplace / "test" / "metrics.json").read_text()) == metrics
+    assert pq.read_table(workplace / "test" / "predictions.parquet").num_rows == 15
+    for page in ("run/report.html", "test/report.html", "scored/report.html"):
+        assert (workplace / page).read_text().startswith("<!doctype html>")
+    scored = pq.read_table(workplace / "scored" / "data")
+    assert scored.num_rows == 150 and scored.column_names[:4] == ["id", "label", "probability", "top_k"]
+    assert len(set(scored.column("id").to_pylist())) == 150
+
+
+def test_everything_it_made_verifies(
+    ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    for name in ("dataset", "run/bundle", "scored"):
+        out, _ = _xmodal(capsys, "verify", str(workplace / name))
+        assert out.splitlines()[-1] == "lost=0 duplicated=0 failed_checks=0"
+
+
+def test_verify_finds_a_flipped_byte(
+    ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    part = next((workplace / "dataset" / "data").glob("train-*"))
+    whole = part.read_bytes()
+    try:
+        part.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        out, err = _xmodal(capsys, "verify", str(workplace / "dataset"), code=70)
+    finally:
+        part.write_bytes(whole)
+    assert part.name in out and "did not pass" in err
+
+
+def test_inspect_shows_fields_splits_and_classes(
+    capsys: pytest.CaptureFixture[str], tiny_dataset: str
+) -> None:
+    out, _ = _xmodal(capsys, "inspect", tiny_dataset)
+    for word in ("picture", "caption", "weather", "train", "val", "test", "red", "green", "blue"):
+        assert word in out
+
+
+def test_config_prints_checks_and_describes_itself(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, _ = _xmodal(capsys, "config", "print", "--set", "train.epochs=3")
+    file = tmp_path / "run.yaml"
+    file.write_text(out)
+    assert "epochs: 3" in out
+    assert "ok" in _xmodal(capsys, "config", "validate", str(file))[0]
+    assert "train" in json.loads(_xmodal(capsys, "config", "schema")[0])["properties"]
+    file.write_text("train:\n  lerning_rate: 1\n")
+    _, err = _xmodal(capsys, "config", "validate", str(file), code=2)
+    assert "did you mean 'learning_rate'?" in err
+
+
+def test_doctor_finds_this_machine_fit(
+    ray_session: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, _ = _xmodal(capsys, "doctor", "--path", str(tmp_path), "--json")
+    levels = {finding["check"]: finding["level"] for finding in json.loads(out)}
+    assert levels["ray"] == levels[f"storage {tmp_path}"] == levels["torch"] == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("train", "--data", "nowhere"), 2, "'nowhere' is not a packed dataset"),
+        (("train", "--data", "{dataset}", "--set", "train.epoch=1"), 2, "did you mean 'epochs'?"),
+        (("train", "--data", "{dataset}", "--set", "fields.picure.size=1"), 2, "picture, caption, weather"),
+        (("evaluate", "--bundle", "nowhere", "--data", "{dataset}", "--output", "x"), 66, "is not a bundle"),
+        (("pack", "nowhere.csv", "x"), 2, "nowhere.csv"),
+        (("pack", "{source}", "x", "--field", "picture"), 2, "expected NAME=KIND"),
+        (("pack", "{source}", "x", "--split-ratio", "1,2"), 2, "expected three numbers"),
+        (("verify", "nowhere"), 2, "is not a dataset"),
+        (("trian",), 2, "trian"),
+    ],
+)
+def test_mistakes_are_answered_in_words_without_a_traceback(
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+    tiny_dataset: str,
+    tiny_source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(dataset=tiny_dataset, source=tiny_source) for a in arguments]
+    _, err = _xmodal(capsys, *filled, code=code)
+    assert words in err and "Traceback" not in err
