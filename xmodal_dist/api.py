@@ -25,6 +25,7 @@ from xmodal_dist.report import examples
 from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
+from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
@@ -141,7 +142,7 @@ def evaluate(
     with runtime.connect():
         settings = scoring.ScoreSettings(evaluation=True, split=split)
         scored = scoring.score(bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers)
-    predictions = scoring.read_predictions(scored)
+    predictions = read_predictions(scored.output)
     outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST)
     sink = io.BytesIO()
     pq.write_table(predictions, sink)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from xmodal_dist.batch import Batch
 from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities import FieldSettings, Fitted, Modality, load
+from xmodal_dist.modalities.randomness import field_salt
 
 __all__ = ["FieldSpec", "field_settings", "transform"]
 
@@ -75,6 +76,8 @@ def field_settings(name: str, kind: str, values: Mapping[str, Any]) -> FieldSett
 
 def transform(specs: Sequence[FieldSpec], batch: Batch, augment: bool) -> Batch:
     """Normalise every field of a batch on its device and, if asked, augment it by the records' keys."""
-    keys = batch.keys if augment else None
-    inputs = {s.name: s.modality.transform(s.settings, s.fitted, batch.inputs[s.name], keys) for s in specs}
+    inputs = {}
+    for spec in specs:
+        keys = batch.keys ^ field_salt(spec.name) if augment else None
+        inputs[spec.name] = spec.modality.transform(spec.settings, spec.fitted, batch.inputs[spec.name], keys)
     return batch.with_inputs(inputs)

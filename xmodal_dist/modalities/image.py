@@ -35,7 +35,7 @@ except ImportError:  # pragma: no cover
 
 __all__ = ["MODALITY", "ImageModality", "ImageSettings"]
 
-Pixels = NDArray[np.uint8]
+_Pixels = NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _STREAM_CROP = 101
@@ -51,7 +51,7 @@ _RENDER_SIDE_PX = 160
 _BMP_HEADER_SIZES = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 
 # EXIF orientation -> the view of the pixels as they were meant to be seen.
-_TURN: dict[int, Callable[[Pixels], Pixels]] = {
+_TURN: dict[int, Callable[[_Pixels], _Pixels]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -279,7 +279,7 @@ def _broken(payload: bytes, name: str, error: Exception) -> DecodeError:
     return DecodeError("media_decode_error", f"{name}: {str(error).split(' <')[0]}")
 
 
-def _decode(payload: bytes, settings: ImageSettings) -> Pixels:
+def _decode(payload: bytes, settings: ImageSettings) -> _Pixels:
     """RGB [H, W, 3]."""
     image = _open(payload, settings)
     if image.mode == "F":
@@ -297,18 +297,18 @@ def _decode(payload: bytes, settings: ImageSettings) -> Pixels:
     return pixels if turn is None else turn(pixels)
 
 
-def _jpeg_pixels(payload: bytes) -> Pixels | None:
-    """Pixels of an RGB JPEG; None where simplejpeg is not there or sees damage: Pillow then says what is wrong."""
+def _jpeg_pixels(payload: bytes) -> _Pixels | None:
+    """_Pixels of an RGB JPEG; None where simplejpeg is not there or sees damage: Pillow then says what is wrong."""
     if simplejpeg is None:
         return None
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(payload, fastdct=False, fastupsample=False)
+        pixels: _Pixels = simplejpeg.decode_jpeg(payload, fastdct=False, fastupsample=False)
     except ValueError:
         return None
     return pixels
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _rgb(image: Image.Image) -> _Pixels:
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
@@ -325,11 +325,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-Box = tuple[int, int, int, int]
+_Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 
-def _box(height: int, width: int, numbers: NDArray[np.float64] | None, settings: ImageSettings) -> Box:
+def _box(height: int, width: int, numbers: NDArray[np.float64] | None, settings: ImageSettings) -> _Box:
     """The centre square; with 4 uniform ``numbers`` a random box (as in Szegedy et al. 2015) inside the image."""
     side = min(height, width)
     if numbers is None:
@@ -343,7 +343,7 @@ def _box(height: int, width: int, numbers: NDArray[np.float64] | None, settings:
     return top, left, box_height, box_width
 
 
-def _resize(image: Pixels, box: Box, size: int) -> Pixels:
+def _resize(image: _Pixels, box: _Box, size: int) -> _Pixels:
     """The box at ``size`` x ``size``, antialiased bilinear."""
     top, left, height, width = box
     crop = np.ascontiguousarray(image[top : top + height, left : left + width])
@@ -352,7 +352,7 @@ def _resize(image: Pixels, box: Box, size: int) -> Pixels:
     # PyTorch's uint8 channels-last kernel is within 1 level of Pillow's resize and three times as fast.
     planes = torch.from_numpy(crop).permute(2, 0, 1).unsqueeze(0)
     resized = F.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
-    pixels: Pixels = resized[0].permute(1, 2, 0).numpy()
+    pixels: _Pixels = resized[0].permute(1, 2, 0).numpy()
     return pixels
 
 

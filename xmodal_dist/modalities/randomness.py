@@ -7,11 +7,13 @@ pseudorandom number generators", OOPSLA).
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["derive_keys", "uniform", "uniform_like"]
+__all__ = ["derive_keys", "field_salt", "uniform", "uniform_like"]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
@@ -32,6 +34,11 @@ def derive_keys(seed: int, epoch: int, shard: NDArray[np.int64], row: NDArray[np
     with np.errstate(over="ignore"):
         shard_key = _mix(base + shard.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(1))
         return _mix(shard_key + row.astype(np.uint64) * np.uint64(_GOLDEN) + np.uint64(1))
+
+
+def field_salt(name: str) -> int:
+    """A signed 64-bit number to XOR into a record's keys, so that its fields are not augmented alike."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
 
 
 def uniform(keys: NDArray[np.uint64], stream: int, count: int) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from xmodal_dist.batch import Arrays
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import Decoded
 from xmodal_dist.modalities.fields import FieldSpec
+from xmodal_dist.modalities.randomness import field_salt
 
 __all__ = ["DecodedTable", "RowError", "decode_table"]
 
@@ -71,7 +72,8 @@ def _decode_piece(table: pa.Table, keys: NDArray[np.uint64] | None, specs: Seque
     errors: list[RowError] = []
     for index, spec in enumerate(specs):
         columns = [_single(table.column(name)) for name in spec.columns]
-        decoded: Decoded = spec.modality.decode(spec.settings, spec.fitted, columns, keys)
+        own_keys = None if keys is None else keys ^ np.int64(field_salt(spec.name)).view(np.uint64)
+        decoded: Decoded = spec.modality.decode(spec.settings, spec.fitted, columns, own_keys)
         fields[spec.name] = decoded.arrays
         present[:, index] = decoded.present
         errors.extend(RowError(row, spec.name, error) for row, error in sorted(decoded.errors.items()))

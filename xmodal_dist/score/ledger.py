@@ -303,6 +303,6 @@ def _differences(output: str, old: Identity, new: Identity, plan: Plan) -> list[
 
 def _parse(kind: type[_S], text: str, place: str) -> _S:
     try:
-        return kind.model_validateto_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         raise VerificationError(f"{place} is damaged or of another version: {error.errors()[0]['msg']}") from error

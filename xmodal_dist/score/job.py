@@ -1,0 +1,217 @@
+"""A scoring run: plan the input, claim the output, let a pool of actors score and commit units, check, finish.
+
+The workers commit; Ray Data only carries units to them and receipts back. So no retry, kill or second driver can lose a
+record or score one twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field
+
+from xmodal_dist import __version__, runtime
+from xmodal_dist.bundle import Bundle, load_bundle
+from xmodal_dist.dataset.quarantine import check_budget
+from xmodal_dist.dataset.schema import ID, LABEL
+from xmodal_dist.errors import UsageError
+from xmodal_dist.score import ledger
+from xmodal_dist.score.formats import Identity, Part, ScoreManifest
+from xmodal_dist.score.progress import Progress
+from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
+from xmodal_dist.score.worker import Job, ScoreWorker, part_from_receipt, subset_names
+from xmodal_dist.settings import Settings
+
+__all__ = ["ScoreResult", "ScoreSettings", "score"]
+
+_BUDGET_SETTING = "score.max_bad_fraction"
+
+
+class ScoreSettings(Settings):
+    """How to score.
+
+    Attributes:
+        id_column: input column of the ids; None takes ``id`` where the input has it, else names records by file and row.
+        columns: the bundle's column -> the input's, where they differ.
+        split: of a packed dataset, only this split.
+        media_root: where relative media paths start; None takes the folder of the input file.
+        top_k: classes listed for each record.
+        probabilities: add the probabilities of all classes.
+        passthrough: input columns copied to the output.
+        evaluation: add the true class and the probabilities of every subset of the fields.
+        unit_rows: rows of a unit, the piece that is read, committed and resumed as one.
+        unit_bytes: bytes of a unit; whichever is reached first.
+        batch_rows: records decoded and predicted at once.
+        threads: decoders at work in one worker.
+        max_bad_fraction: share of the input's records that may be rejected.
+    """
+
+    id_column: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    split: str | None = None
+    media_root: str | None = None
+    top_k: int = Field(3, ge=1)
+    probabilities: bool = False
+    passthrough: tuple[str, ...] = ()
+    evaluation: bool = False
+    unit_rows: int = Field(16_384, ge=1)
+    unit_bytes: int = Field(64 << 20, ge=1)
+    batch_rows: int = Field(256, ge=1)
+    threads: int = Field(1, ge=1)
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the output: a resumed run must have the same."""
+        same = {"batch_rows", "threads", "max_bad_fraction"}
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in same}
+
+
+class ScoreResult(NamedTuple):
+    """A finished run: where it is, its manifest, and how many rows this command scored itself."""
+
+    output: str
+    manifest: ScoreManifest
+    rows_scored_now: int
+
+
+def score(
+    bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings, num_workers: int | None = None
+) -> ScoreResult:
+    """Score an input inside a Ray session that is already there; the same call again goes on where it stopped.
+
+    Args:
+        bundle: path or URI of the bundle.
+        inputs: Parquet files, globs, folders of them, or packed datasets.
+        output: path or URI of the output; on several nodes, one that all of them reach.
+        settings: how to score.
+        num_workers: actors; None takes one per GPU, or one per CPU but one.
+
+    Raises:
+        UsageError: an input or column is absent, or the output holds something else.
+        DataError: an input file is damaged or changed.
+        SpecDiffersError: the output belongs to a run with another bundle, input or settings.
+        BudgetExceededError: too many records were rejected; what was scored stays, no manifest is written.
+    """
+    model = load_bundle(bundle)
+    plan = make_plan(
+        inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes
+    )
+    identity = Identity(
+        bundle=model.fingerprint,
+        input=plan.digest,
+        files=plan.files,
+        units=len(plan.units),
+        rows=plan.rows,
+        settings=settings.identity(),
+        code=__version__,
+    )
+    job = _job(bundle, output, model, settings, plan, identity.digest)
+    ledger.open_run(output, identity, plan)
+    finished = ledger.load_manifest(output)
+    if finished is not None:
+        return ScoreResult(output, finished, 0)
+    before = ledger.committed_units(output) & {u.index for u in plan.units}
+    parts = {part.footer.unit: part for part in ledger.read_parts(output, sorted(before))}
+    waiting = [unit for unit in plan.units if unit.index not in parts]
+    reasons = Counter[str]()
+    for part in parts.values():
+        reasons.update(part.footer.reasons)
+    with Progress(plan.rows, sum(p.footer.rows_in for p in parts.values())) as progress:
+        for part in _score_units(job, waiting, num_workers):
+            parts[part.footer.unit] = part
+            reasons.update(part.footer.reasons)
+            progress.add(part.footer.rows_in, part.footer.rows_bad)
+            check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
+    check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
+    manifest = ledger.finalise(output, identity, plan, parts, model.classes, job.schema)
+    return ScoreResult(output, manifest, sum(unit.rows for unit in waiting))
+
+
+def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
+    """Every column that the run reads from the input, with what to do where one is absent."""
+    needs = needs_of(bundle.specs, settings.columns)
+    if settings.id_column is not None:
+        needs.append(Need(settings.id_column, "--set score.id_column", "name the column of the ids"))
+    if settings.evaluation:
+        needs.append(Need(LABEL, "evaluation", f"give an input with the true class in the column {LABEL!r}"))
+    needs += [Need(c, "--set score.passthrough", "leave it out there") for c in settings.passthrough]
+    return needs
+
+
+def _job(
+    bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan: Plan, spec: str
+) -> Job:
+    id_column = settings.id_column or (ID if ID in plan.schema.names else None)
+    return Job(
+        bundle=bundle,
+        fingerprint=model.fingerprint,
+        output=output,
+        spec=spec,
+        schema=_schema(model, settings, plan, id_column),
+        fields=tuple(tuple(settings.columns.get(c, c) for c in s.columns) for s in model.specs),
+        id_column=id_column,
+        label_column=LABEL if settings.evaluation else None,
+        passthrough=settings.passthrough,
+        media_root=settings.media_root,
+        top_k=min(settings.top_k, len(model.classes)),
+        batch_rows=settings.batch_rows,
+        threads=settings.threads,
+    )
+
+
+def _schema(model: Bundle, settings: ScoreSettings, plan: Plan, id_column: str | None) -> pa.Schema:
+    """Columns of every part."""
+    all_classes = pa.list_(pa.float32(), len(model.classes))
+    pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
+    names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
+    if settings.evaluation and not id_column:
+        names = [("id", pa.string()), *names]
+    columns = [
+        *names,
+        ("label", pa.string()),
+        ("probability", pa.float32()),
+        ("top_k", pa.list_(pair)),
+        ("modalities", pa.list_(pa.string())),
+    ]
+    if settings.probabilities or settings.evaluation:
+        columns.append(("probabilities", all_classes))
+    if settings.evaluation:
+        columns += [("truth", pa.string()), *((name, all_classes) for name in subset_names(model))]
+    taken = {name for name, _ in columns}
+    for name in settings.passthrough:
+        if name in taken:
+            raise UsageError(f"score.passthrough: the output has a column {name!r} of its own; rename the input's")
+        columns.append((name, plan.schema.field(name).type))
+    return pa.schema(columns)
+
+
+def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> Iterator[Part]:
+    """Units through a pool of actors, each of which loads the bundle once; parts as they are committed."""
+    if not units:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    size = min(num_workers or gpus or max(1, int(cpus) - 1), len(units))
+    use_gpu = gpus >= size
+    dataset = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
+    receipts = dataset.map_batches(
+        ScoreWorker,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=runtime.plan_placement(cpus, size).worker_cpus,
+        num_gpus=1 if use_gpu else None,
+        compute=ActorPoolStrategy(size=size),
+    )
+    for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from (part_from_receipt(receipt) for receipt in table.to_pylist())
