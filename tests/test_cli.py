@@ -52,7 +52,7 @@ def test_the_main_job(
     assert json.loads((workplace / "test" / "metrics.json").read_text()) == metrics
     assert pq.read_table(workplace / "test" / "predictions.parquet").num_rows == 15
     for page in ("run/report.html", "test/report.html", "scored/report.html"):
-        assert (workplace / page).read_text().startswith("<!doctype html>")
+        assert (workplace / page).read_text().startswith("<!DOCTYPE html>")
     scored = pq.read_table(workplace / "scored" / "data")
     assert scored.num_rows == 150 and scored.column_names[:4] == ["id", "label", "probability", "top_k"]
     assert len(set(scored.column("id").to_pylist())) == 150
@@ -113,7 +113,7 @@ def test_doctor_finds_this_machine_fit(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("train", "--data", "nowhere"), 2, "'nowhere' is not a packed dataset"),
+        (("train", "--data", "nowhere"), 2, "nowhere' is not a packed dataset"),
         (("train", "--data", "{dataset}", "--set", "train.epoch=1"), 2, "did you mean 'epochs'?"),
         (("train", "--data", "{dataset}", "--set", "fields.picure.size=1"), 2, "picture, caption, weather"),
         (("evaluate", "--bundle", "nowhere", "--data", "{dataset}", "--output", "x"), 66, "is not a bundle"),

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 from pydantic import BaseModel
 from rich.console import Console
@@ -46,22 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        result = app(args=given, prog_name="xmodal", standalone_mode=False)
-        sys.exit(result if isinstance(result, int) else 0)
+        app(args=given, prog_name="xmodal")
     except XmodalError as error:
         if debug:
             traceback.print_exc()
         print(f"xmodal: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help())
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(UsageError.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        print("xmodal: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)

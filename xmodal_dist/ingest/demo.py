@@ -90,12 +90,14 @@ def _key_tone(digit: int, rng: np.random.Generator) -> NDArray[np.int16]:
     row = next(i for i, keys in enumerate(_KEYPAD) if str(digit) in keys)
     column = _KEYPAD[row].index(str(digit))
     time_s = np.arange(int(_RATE_HZ * rng.uniform(0.3, 0.6))) / _RATE_HZ
-    tone = sum(np.sin(2 * np.pi * hz * time_s + rng.uniform(0, 2 * np.pi)) for hz in (_ROW_HZ[row], _COLUMN_HZ[column]))
+    phases = rng.uniform(0, 2 * np.pi, (2, 1))
+    tone = np.sin(2 * np.pi * np.array([[_ROW_HZ[row]], [_COLUMN_HZ[column]]]) * time_s + phases).sum(axis=0)
     drowned = rng.random() < _DROWNED_RECORDINGS
     signal_to_noise_db = rng.uniform(-32, -26) if drowned else rng.uniform(-12, 3)
     noise = rng.normal(0, 10 ** (-signal_to_noise_db / 20), len(time_s))
     mixed = tone + noise
-    return (mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.9) * 32767).astype(np.int16)
+    samples: NDArray[np.int16] = (mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.9) * 32767).astype(np.int16)
+    return samples
 
 
 def _transcript(digit: int, rng: np.random.Generator) -> str:

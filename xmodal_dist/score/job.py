@@ -114,9 +114,9 @@ def score(
     finished = ledger.load_manifest(output)
     if finished is not None:
         return ScoreResult(output, finished, 0)
-    before = ledger.committed_units(output) & {u.index for u in plan.units}
+    before = ledger.committed_units(output) & {u.number for u in plan.units}
     parts = {part.footer.unit: part for part in ledger.read_parts(output, sorted(before))}
-    waiting = [unit for unit in plan.units if unit.index not in parts]
+    waiting = [unit for unit in plan.units if unit.number not in parts]
     reasons = Counter[str]()
     for part in parts.values():
         reasons.update(part.footer.reasons)
@@ -203,10 +203,16 @@ def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> It
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     size = min(num_workers or gpus or max(1, int(cpus) - 1), len(units))
     use_gpu = gpus >= size
+
+    class Worker(ScoreWorker):
+        """Carries the job in its closure: an argument in the object store could be gone when an actor restarts."""
+
+        def __init__(self) -> None:
+            super().__init__(job)
+
     dataset = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
     receipts = dataset.map_batches(
-        ScoreWorker,
-        fn_constructor_args=(job,),
+        Worker,
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=runtime.plan_placement(cpus, size).worker_cpus,
@@ -214,4 +220,5 @@ def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> It
         compute=ActorPoolStrategy(size=size),
     )
     for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(table, pa.Table)
         yield from (part_from_receipt(receipt) for receipt in table.to_pylist())

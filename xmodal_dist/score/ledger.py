@@ -186,10 +186,10 @@ def finalise(
     spec = identity.digest
     footers = []
     for unit in plan.units:
-        footer = parts[unit.index].footer if unit.index in parts else None
+        footer = parts[unit.number].footer if unit.number in parts else None
         wrong = "is missing" if footer is None else footer_fault(footer, unit, spec)
         if footer is None or wrong:
-            raise VerificationError(f"{storage.join(output, part_path(unit.index))}: {wrong}; nothing was finished")
+            raise VerificationError(f"{storage.join(output, part_path(unit.number))}: {wrong}; nothing was finished")
         footers.append(footer)
     labels: Counter[str] = Counter(dict.fromkeys(classes, 0))
     reasons: Counter[str] = Counter()
@@ -207,7 +207,7 @@ def finalise(
         confidence_counts=tuple(map(sum, zip(*(f.confidence for f in footers), strict=True))),
         quarantine=dict(sorted(reasons.items())),
         columns=tuple(Column(name=f.name, type=str(f.type)) for f in schema),
-        parts=tuple(_entry(parts[unit.index]) for unit in plan.units),
+        parts=tuple(_entry(parts[unit.number]) for unit in plan.units),
     )
     if not identity.rows == manifest.rows_in == manifest.rows_ok + manifest.rows_bad:
         raise VerificationError(
@@ -223,7 +223,7 @@ def footer_fault(footer: Footer, unit: Unit, spec: str) -> str:
     """What is wrong with a part's footer for a unit, in words; "" if nothing."""
     if footer.spec != spec:
         return "belongs to another run"
-    if (footer.unit, footer.source, footer.start, footer.stop) != (unit.index, unit.path, unit.start, unit.stop):
+    if (footer.unit, footer.source, footer.start, footer.stop) != (unit.number, unit.path, unit.start, unit.stop):
         return f"is of rows {footer.start} to {footer.stop} of {footer.source}, not of the planned ones"
     if not unit.rows == footer.rows_in == footer.rows_ok + footer.rows_bad:
         return f"rows do not add up: {unit.rows} planned, {footer.rows_in} in, {footer.rows_ok} ok, {footer.rows_bad} bad"

@@ -52,7 +52,7 @@ class Unit(NamedTuple):
     ``pin`` is the file's size and entity tag or modification time when it was planned.
     """
 
-    index: int
+    number: int
     path: str
     pin: str
     group_start: int

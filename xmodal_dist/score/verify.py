@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,7 +43,7 @@ def verify_scoring(output: str) -> VerifyResult:
         found = part.footer.rows_ok + part.footer.rows_bad
         lost += max(0, unit.rows - found)
         duplicated += max(0, found - unit.rows)
-    strangers = ledger.committed_units(output) - {unit.index for unit in units}
+    strangers = ledger.committed_units(output) - {unit.number for unit in units}
     failed += [f"{ledger.part_path(index)} belongs to no unit of the plan" for index in sorted(strangers)]
     if manifest is not None:
         _check_totals(manifest, identity.rows, failed)
@@ -50,12 +51,12 @@ def verify_scoring(output: str) -> VerifyResult:
 
 
 def _part(output: str, unit: Unit, failed: list[str]) -> Part | None:
-    path = ledger.part_path(unit.index)
+    path = ledger.part_path(unit.number)
     if not storage.exists(storage.join(output, path)):
         failed.append(f"{path} is missing: rows {unit.start} to {unit.stop} of {unit.path}")
         return None
     try:
-        return ledger.read_part(output, unit.index)
+        return ledger.read_part(output, unit.number)
     except VerificationError as error:
         failed.append(str(error))
         return None

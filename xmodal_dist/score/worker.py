@@ -146,7 +146,7 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Pa
     bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
     footer = Footer(
         spec=job.spec,
-        unit=unit.index,
+        unit=unit.number,
         attempt=uuid.uuid4().hex[:12],
         source=unit.path,
         start=unit.start,

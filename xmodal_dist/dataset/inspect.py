@@ -1,0 +1,216 @@
+"""What is in a packed dataset, as tables, and what looks wrong in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from xmodal_dist import storage
+from xmodal_dist.dataset.manifest import Manifest, load_manifest
+from xmodal_dist.dataset.schema import ID
+
+__all__ = ["Finding", "Inspection", "inspect_dataset", "render_inspection"]
+
+_IMBALANCE_RATIO = 10
+_FEW_RECORDS = 5
+_SMALL_SPLIT_ROWS = 50
+_LARGE_ROW_GROUP_BYTES = 64 << 20
+_MAX_CLASSES_SHOWN = 40
+
+
+class Finding(NamedTuple):
+    """Something to look at; a warning where results may suffer."""
+
+    level: Literal["warning", "note"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A dataset in numbers; all values are JSON-able.
+
+    Attributes:
+        splits: name -> rows.
+        classes: name -> split -> rows.
+        fields: per field ``name``, ``kind``, ``columns`` and ``missing``: split -> share of its rows.
+        shards: per file ``path``, ``rows``, ``row_groups`` and ``bytes``.
+        source_rows: records of the source.
+        quarantined: reason code -> records.
+        findings: what looks wrong.
+    """
+
+    splits: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    fields: list[dict[str, Any]]
+    shards: list[dict[str, Any]]
+    source_rows: int
+    quarantined: dict[str, int]
+    findings: list[Finding]
+
+
+def inspect_dataset(dataset: str) -> Inspection:
+    """Read a dataset's manifest, and its records once to find duplicates.
+
+    Raises:
+        UsageError: no dataset there.
+    """
+    manifest = load_manifest(dataset)
+    splits = {name: summary.rows for name, summary in manifest.splits.items()}
+    quarantined = _quarantined(dataset)
+    findings = [
+        *_class_findings(manifest),
+        *_field_findings(manifest),
+        *_size_findings(manifest),
+        *_duplicate_findings(dataset, manifest),
+    ]
+    if quarantined:
+        share = manifest.quarantined_rows / max(manifest.source_rows, 1)
+        findings.append(Finding("note", f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine"))
+    return Inspection(
+        splits=splits,
+        classes={c: {s: v.classes.get(c, 0) for s, v in manifest.splits.items()} for c in manifest.classes},
+        fields=[
+            {
+                "name": field.name,
+                "kind": field.kind,
+                "columns": list(field.columns),
+                "missing": {s: v.missing.get(field.name, 0) / max(v.rows, 1) for s, v in manifest.splits.items()},
+            }
+            for field in manifest.fields
+        ],
+        shards=[
+            {"path": s.path, "rows": s.rows, "row_groups": len(s.row_groups), "bytes": s.bytes}
+            for s in manifest.shards
+        ],
+        source_rows=manifest.source_rows,
+        quarantined=quarantined,
+        findings=[*findings, *(Finding("note", note) for note in manifest.notes)],
+    )
+
+
+def render_inspection(inspection: Inspection) -> list[Table | str]:
+    """The tables and findings for a terminal."""
+    splits = list(inspection.splits)
+    fields = _table("field", "kind", "columns", *(f"missing {s}" for s in splits))
+    for field in inspection.fields:
+        shares = [f"{field['missing'][s]:.1%}" for s in splits]
+        fields.add_row(field["name"], field["kind"], ", ".join(field["columns"]), *shares)
+    classes = _table("class", *splits)
+    for name, counts in list(inspection.classes.items())[:_MAX_CLASSES_SHOWN]:
+        classes.add_row(name, *(str(counts[s]) for s in splits))
+    if len(inspection.classes) > _MAX_CLASSES_SHOWN:
+        classes.add_row(f"... {len(inspection.classes) - _MAX_CLASSES_SHOWN} more classes", *("" for _ in splits))
+    classes.add_section()
+    classes.add_row("all", *(str(rows) for rows in inspection.splits.values()))
+    shards = _table("shard", "rows", "row groups", "MiB")
+    for shard in inspection.shards[:_MAX_CLASSES_SHOWN]:
+        size = f"{shard['bytes'] / (1 << 20):.1f}"
+        shards.add_row(shard["path"], str(shard["rows"]), str(shard["row_groups"]), size)
+    if len(inspection.shards) > _MAX_CLASSES_SHOWN:
+        shards.add_row(f"... {len(inspection.shards) - _MAX_CLASSES_SHOWN} more shards", "", "", "")
+    bad = sum(inspection.quarantined.values())
+    total = f"{inspection.source_rows} records read = {sum(inspection.splits.values())} packed + {bad} quarantined"
+    findings = [f"{finding.level}: {finding.text}" for finding in inspection.findings]
+    reasons = [f"quarantine: {reason} {count}" for reason, count in inspection.quarantined.items()]
+    return [fields, classes, shards, total, *reasons, *(findings or ["nothing looks wrong"])]
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False)
+
+
+def _class_findings(manifest: Manifest) -> list[Finding]:
+    findings = []
+    train = manifest.splits["train"].classes
+    counts = {name: train.get(name, 0) for name in manifest.classes}
+    smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[largest] > _IMBALANCE_RATIO * max(counts[smallest], 1):
+        findings.append(
+            Finding(
+                "warning",
+                f"classes are unbalanced: {largest!r} has {counts[largest]} training records, {smallest!r} "
+                f"{counts[smallest]}; consider train.class_weights=balanced",
+            )
+        )
+    for name, count in counts.items():
+        if count == 0:
+            findings.append(Finding("warning", f"class {name!r} has no training record: it will never be predicted"))
+        elif count < _FEW_RECORDS:
+            findings.append(Finding("warning", f"class {name!r} has only {count} training records"))
+    return findings
+
+
+def _field_findings(manifest: Manifest) -> list[Finding]:
+    findings = []
+    rows = sum(summary.rows for summary in manifest.splits.values())
+    for field in manifest.fields:
+        missing = sum(summary.missing.get(field.name, 0) for summary in manifest.splits.values())
+        if 2 * missing > rows:
+            findings.append(Finding("warning", f"field {field.name!r} is missing in {missing / rows:.0%} of the records"))
+    return findings
+
+
+def _size_findings(manifest: Manifest) -> list[Finding]:
+    findings = []
+    for split in ("val", "test"):
+        rows = manifest.splits[split].rows if split in manifest.splits else 0
+        if rows == 0:
+            use = "the best epoch is chosen by the training loss" if split == "val" else "nothing to evaluate on"
+            findings.append(Finding("warning", f"there is no {split} split: {use}"))
+        elif rows < _SMALL_SPLIT_ROWS:
+            findings.append(Finding("warning", f"the {split} split has only {rows} records: its figures are rough"))
+    largest = max((g.bytes for shard in manifest.shards for g in shard.row_groups), default=0)
+    if largest > _LARGE_ROW_GROUP_BYTES:
+        findings.append(
+            Finding("warning", f"the largest row group has {largest >> 20} MiB: pack with a smaller pack.row_group_bytes")
+        )
+    return findings
+
+
+def _duplicate_findings(dataset: str, manifest: Manifest) -> list[Finding]:
+    """Records of different splits whose fields are equal, byte for byte; only hashes are kept."""
+    columns = [column for field in manifest.fields for column in field.columns]
+    first: dict[bytes, tuple[str, str]] = {}
+    pairs = Counter[tuple[str, str]]()
+    examples: dict[tuple[str, str], tuple[str, str]] = {}
+    for shard in manifest.shards:
+        with storage.open_read(storage.join(dataset, shard.path)) as handle, pq.ParquetFile(handle) as file:
+            for batch in file.iter_batches(256, columns=[ID, *columns]):
+                for record in batch.to_pylist():
+                    digest = _content_hash(record, columns)
+                    split, record_id = first.setdefault(digest, (shard.split, record[ID]))
+                    if split != shard.split:
+                        pairs[split, shard.split] += 1
+                        examples.setdefault((split, shard.split), (record_id, record[ID]))
+    return [
+        Finding(
+            "warning",
+            f"{count} records of {second} are equal to records of {one}, for example "
+            f"{examples[one, second][1]!r} and {examples[one, second][0]!r}: results on {second} will flatter",
+        )
+        for (one, second), count in pairs.items()
+    ]
+
+
+def _content_hash(record: dict[str, Any], columns: list[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        value = record[column]
+        payload = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(len(payload).to_bytes(8, "little"))
+        digest.update(payload)
+    return digest.digest()
+
+
+def _quarantined(dataset: str) -> dict[str, int]:
+    folder = storage.join(dataset, "quarantine")
+    reasons = Counter[str]()
+    for path in storage.list_files(folder, ".parquet") if storage.exists(folder) else []:
+        with storage.open_read(path) as handle:
+            reasons.update(pq.read_table(handle, columns=["reason"]).column("reason").to_pylist())
+    return dict(reasons.most_common())
