@@ -63,7 +63,9 @@ def pack(
         set: overrides like ``pack.seed=1``.
     """
     if split is not None and split_ratio is not None:
-        raise UsageError("--split takes the splits from a column, --split-ratio makes them: give one of the two")
+        raise UsageError(
+            "--split takes the splits from a column, --split-ratio makes them: give one of the two"
+        )
     overrides = list(set)
     if split_ratio is not None:
         overrides.append(f"pack.split_ratio={list(split_ratio)}")
@@ -141,7 +143,9 @@ def evaluate(
     model = load_bundle(bundle)
     with runtime.connect():
         settings = scoring.ScoreSettings(evaluation=True, split=split)
-        scored = scoring.score(bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers)
+        scored = scoring.score(
+            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
+        )
     predictions = read_predictions(scored.output)
     outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST)
     sink = io.BytesIO()
@@ -206,7 +210,9 @@ def verify(path: str) -> VerifyResult:
         return VerifyResult(lost=0, duplicated=0, failed_checks=check_files(path))
     if storage.exists(storage.join(path, "_run.json")):
         return verify_scoring(path)
-    raise UsageError(f"{path!r} is not a dataset (manifest.json), a bundle (MANIFEST.json) or scoring output (_run.json)")
+    raise UsageError(
+        f"{path!r} is not a dataset (manifest.json), a bundle (MANIFEST.json) or scoring output (_run.json)"
+    )
 
 
 def doctor(path: str | None = None) -> list[Finding]:

@@ -84,7 +84,9 @@ def subsets(specs: Sequence[FieldSpec]) -> dict[str, list[bool]]:
     return {"+".join(n for n, shown in zip(names, mask, strict=True) if shown): mask for mask in masks}
 
 
-def build_model(specs: Sequence[FieldSpec], num_classes: int, settings: ModelSettings) -> CrossModalClassifier:
+def build_model(
+    specs: Sequence[FieldSpec], num_classes: int, settings: ModelSettings
+) -> CrossModalClassifier:
     """A classifier with fresh weights for some fields."""
     encoders = {s.name: s.modality.encoder(s.settings, s.fitted, settings.width) for s in specs}
     return CrossModalClassifier(encoders, num_classes, settings)
@@ -116,7 +118,9 @@ def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
     files = {name: storage.read_bytes(storage.join(path, name)) for name in manifest["files"]}
     for name, entry in manifest["files"].items():
         if hashlib.sha256(files[name]).hexdigest() != entry["sha256"]:
-            raise CheckpointError(f"{storage.join(path, name)} is damaged: its SHA-256 is not the one in {_LAST}")
+            raise CheckpointError(
+                f"{storage.join(path, name)} is damaged: its SHA-256 is not the one in {_LAST}"
+            )
     spec = json.loads(files["spec.json"])
     fields = tuple(FieldSpec.from_json(f, _fitted_files(files, f["name"])) for f in spec["fields"])
     settings = ModelSettings.model_validate(spec["model"])
@@ -147,7 +151,10 @@ def check_files(path: str) -> list[str]:
             wrong.append(f"{place} is missing")
         elif storage.sha256_of(place) != entry["sha256"]:
             wrong.append(f"{place} is damaged: its SHA-256 is not the one in {_LAST}")
-    if _fingerprint({name: entry["sha256"] for name, entry in manifest["files"].items()}) != manifest["fingerprint"]:
+    if (
+        _fingerprint({name: entry["sha256"] for name, entry in manifest["files"].items()})
+        != manifest["fingerprint"]
+    ):
         wrong.append(f"{storage.join(path, _LAST)}: the fingerprint is not that of the files")
     return wrong
 
@@ -155,10 +162,14 @@ def check_files(path: str) -> list[str]:
 def _manifest(path: str) -> dict[str, Any]:
     place = storage.join(path, _LAST)
     if not storage.exists(place):
-        raise CheckpointError(f"{path!r} is not a bundle: it has no {_LAST}. Training writes one to RUN/bundle")
+        raise CheckpointError(
+            f"{path!r} is not a bundle: it has no {_LAST}. Training writes one to RUN/bundle"
+        )
     manifest: dict[str, Any] = json.loads(storage.read_text(place))
     if manifest.get("version") != _VERSION:
-        raise CheckpointError(f"{place} has version {manifest.get('version')!r}; this release reads version {_VERSION}")
+        raise CheckpointError(
+            f"{place} has version {manifest.get('version')!r}; this release reads version {_VERSION}"
+        )
     return manifest
 
 
@@ -181,7 +192,9 @@ def _files(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
 
 def _fitted_files(files: Mapping[str, bytes], field: str) -> dict[str, str]:
     prefix = f"fields/{field}/"
-    return {name.removeprefix(prefix): text.decode() for name, text in files.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): text.decode() for name, text in files.items() if name.startswith(prefix)
+    }
 
 
 def _fingerprint(digests: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -26,15 +26,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Settings of a run: defaults, schema, and the check of a file.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="Settings of a run: defaults, schema, and the check of a file.", no_args_is_help=True
+)
 app.add_typer(config_app, name="config")
 
-Config = Annotated[Optional[str], typer.Option("--config", help="YAML file of settings.")]  # noqa: UP045
+Config = Annotated[str | None, typer.Option("--config", help="YAML file of settings.")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")  # noqa: UP045
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-NumWorkers = Annotated[Optional[int], typer.Option("--num-workers", min=1, help="Workers; default: by the hardware.")]  # noqa: UP045
+NumWorkers = Annotated[
+    int | None, typer.Option("--num-workers", min=1, help="Workers; default: by the hardware.")
+]
 BundlePath = Annotated[str, typer.Option("--bundle", help="The trained model, for example RUN/bundle.")]
 DataPath = Annotated[str, typer.Option("--data", help="A packed dataset.")]
 
@@ -75,14 +80,14 @@ def pack(
     source: Annotated[str, typer.Argument(help="CSV, JSONL, Parquet, or a folder of class folders.")],
     dataset: Annotated[str, typer.Argument(help="Directory or URI of the dataset to write.")],
     field: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option("--field", metavar="NAME=KIND[:COL,...]", help="A field; none infers all of them."),
     ] = None,
-    label: Annotated[Optional[str], typer.Option(help="Column of the class; default: label.")] = None,  # noqa: UP045
-    id_column: Annotated[Optional[str], typer.Option("--id", help="Column of the record's id.")] = None,  # noqa: UP045
-    split: Annotated[Optional[str], typer.Option(help="Column of the split.")] = None,  # noqa: UP045
+    label: Annotated[str | None, typer.Option(help="Column of the class; default: label.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column of the record's id.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column of the split.")] = None,
     split_ratio: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--split-ratio", metavar="TRAIN,VAL,TEST", help="For example 0.8,0.1,0.1."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
@@ -116,7 +121,9 @@ def pack(
 
 
 @app.command()
-def inspect(dataset: Annotated[str, typer.Argument(help="A packed dataset.")], as_json: AsJson = False) -> None:
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="A packed dataset.")], as_json: AsJson = False
+) -> None:
     """Show a dataset, and what looks wrong in it."""
     from xmodal_dist import api
     from xmodal_dist.dataset.inspect import render_inspection
@@ -144,7 +151,9 @@ def train(
     figures = _figures(result.metrics, "accuracy", "macro_f1", "loss")
     text = f"trained {result.metrics['epochs']} epochs, best {result.metrics['best_epoch']}; validation: {figures}"
     _result(
-        result._asdict(), as_json, lambda: _say(f"{text}\nmodel:  {result.bundle}\nreport: {result.run}/report.html")
+        result._asdict(),
+        as_json,
+        lambda: _say(f"{text}\nmodel:  {result.bundle}\nreport: {result.run}/report.html"),
     )
 
 
@@ -167,9 +176,11 @@ def evaluate(
 @app.command()
 def score(
     bundle: BundlePath,
-    input: Annotated[list[str], typer.Option("--input", help="Parquet file, glob, folder or packed dataset.")],
+    input: Annotated[
+        list[str], typer.Option("--input", help="Parquet file, glob, folder or packed dataset.")
+    ],
     output: Annotated[str, typer.Option("--output", help="Directory to write.")],
-    more: Annotated[Optional[list[str]], typer.Argument(metavar="PATH...", help="More inputs.")] = None,  # noqa: UP045
+    more: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="More inputs.")] = None,
     config: Config = None,
     overrides: Overrides = None,
     num_workers: NumWorkers = None,
@@ -189,7 +200,8 @@ def score(
 
 @app.command()
 def verify(
-    path: Annotated[str, typer.Argument(help="A dataset, a bundle, or scoring output.")], as_json: AsJson = False
+    path: Annotated[str, typer.Argument(help="A dataset, a bundle, or scoring output.")],
+    as_json: AsJson = False,
 ) -> None:
     """Check a dataset, a bundle or scoring output to the byte."""
     from xmodal_dist import api
@@ -203,7 +215,7 @@ def verify(
 
 @app.command()
 def doctor(
-    path: Annotated[Optional[str], typer.Option(help="Where jobs will write; probed.")] = None,  # noqa: UP045
+    path: Annotated[str | None, typer.Option(help="Where jobs will write; probed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, Ray and storage; every finding says what to do."""
@@ -256,17 +268,25 @@ def _ratio(text: str | None) -> tuple[float, float, float] | None:
 
 
 def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
-    whole = Table("rows", "accuracy", "balanced", "macro F1", "AUROC", "log loss", "ECE", box=None, pad_edge=False)
+    whole = Table(
+        "rows", "accuracy", "balanced", "macro F1", "AUROC", "log loss", "ECE", box=None, pad_edge=False
+    )
     names = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "ece")
     whole.add_row(str(metrics["rows"]), *(_number(metrics[name]) for name in names))
-    parts = Table("modalities shown", "accuracy", "macro F1", "rows with all of them", box=None, pad_edge=False)
+    parts = Table(
+        "modalities shown", "accuracy", "macro F1", "rows with all of them", box=None, pad_edge=False
+    )
     for name, values in metrics["per_subset"].items():
-        parts.add_row(name, _number(values["accuracy"]), _number(values["macro_f1"]), str(values["rows_present"]))
+        parts.add_row(
+            name, _number(values["accuracy"]), _number(values["macro_f1"]), str(values["rows_present"])
+        )
     return [whole, parts]
 
 
 def _figures(metrics: dict[str, Any], *names: str) -> str:
-    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics) or "none (no val split)"
+    return (
+        ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics) or "none (no val split)"
+    )
 
 
 def _number(value: float | None) -> str:

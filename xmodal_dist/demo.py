@@ -41,10 +41,15 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
         manifest = api.pack(table, place["dataset"])
         say(f"   {manifest.source_rows} records, fields: {', '.join(f.name for f in manifest.fields)}")
     with runtime.connect():
-        with _step(say, f"xmodal train --data {place['dataset']} --output {place['run']} --num-workers {_NUM_WORKERS}"):
+        with _step(
+            say,
+            f"xmodal train --data {place['dataset']} --output {place['run']} --num-workers {_NUM_WORKERS}",
+        ):
             api.train(place["dataset"], place["run"], set=_OVERRIDES, num_workers=_NUM_WORKERS)
         bundle = storage.join(place["run"], "bundle")
-        with _step(say, f"xmodal evaluate --bundle {bundle} --data {place['dataset']} --output {place['evaluation']}"):
+        with _step(
+            say, f"xmodal evaluate --bundle {bundle} --data {place['dataset']} --output {place['evaluation']}"
+        ):
             metrics = api.evaluate(bundle, place["dataset"], place["evaluation"])
             _show_metrics(say, metrics)
         inputs = storage.join(place["dataset"], "data")
@@ -53,7 +58,9 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"   {scored.rows_in} records read = {scored.rows_ok} scored + {scored.rows_bad} quarantined")
     for name in ("dataset", "scored"):
         found = api.verify(place[name])
-        say(f"verify {name}: lost={found.lost} duplicated={found.duplicated} failed_checks={len(found.failed_checks)}")
+        say(
+            f"verify {name}: lost={found.lost} duplicated={found.duplicated} failed_checks={len(found.failed_checks)}"
+        )
     say(f"done in {time.monotonic() - began_s:.0f} s. Look at:")
     say(f"  training report    {storage.join(place['run'], 'report.html')}")
     say(f"  evaluation report  {storage.join(place['evaluation'], 'report.html')}")
@@ -63,7 +70,9 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _show_metrics(say: Callable[[str], None], metrics: dict[str, Any]) -> None:
-    say(f"   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, on {metrics['rows']} records")
+    say(
+        f"   test accuracy {metrics['accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}, on {metrics['rows']} records"
+    )
     for name, values in metrics["per_subset"].items():
         if "+" not in name:
             say(f"   {name} alone {values['accuracy']:.4f}")

@@ -15,7 +15,12 @@ from xmodal_dist.errors import XmodalError
 
 __all__ = ["Finding", "examine"]
 
-_TESTED = {"ray": ("2.56", "2.61"), "torch": ("2.6", "2.14"), "pyarrow": ("15", None), "pillow": ("12.3", None)}
+_TESTED = {
+    "ray": ("2.56", "2.61"),
+    "torch": ("2.6", "2.14"),
+    "pyarrow": ("15", None),
+    "pillow": ("12.3", None),
+}
 _LOW_BYTES = 1 << 30
 
 
@@ -100,7 +105,10 @@ def _writable(path: str) -> Finding:
         return Finding(f"storage {path}", "error", str(error), "choose another path, or mend its permissions")
     if not first or second:
         return Finding(
-            f"storage {path}", "error", "two writers could create the same file", "use one writer, or other storage"
+            f"storage {path}",
+            "error",
+            "two writers could create the same file",
+            "use one writer, or other storage",
         )
     return Finding(f"storage {path}", "ok", "writes, and creates exclusively")
 

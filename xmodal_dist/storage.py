@@ -178,4 +178,3 @@ def _write_beside(inner: str, payload: bytes) -> str:
         handle.flush()
         os.fsync(handle.fileno())
     return temporary
-

@@ -63,10 +63,7 @@ def test_resuming_at_any_step_gives_exactly_the_steps_that_are_left(reader: Chun
 
 def test_evaluation_reads_every_record_once_and_equally_each_time(reader: ChunkReader) -> None:
     rows = reader.manifest.splits["val"].rows
-    seen = [
-        reader.read(chunk).records.ids
-        for chunk in reader.chunks("val", 0, 0, 1, augment=False)
-    ]
+    seen = [reader.read(chunk).records.ids for chunk in reader.chunks("val", 0, 0, 1, augment=False)]
     ids = np.concatenate(seen)
     assert sorted(ids[ids >= 0].tolist()) == list(range(rows))
 
@@ -90,7 +87,9 @@ def test_a_chunk_crosses_the_wire_unchanged(reader: ChunkReader) -> None:
         assert np.array_equal(getattr(back.records, name), getattr(chunk.records, name))
 
 
-def test_both_placements_give_the_same_chunks_in_the_same_order(reader: ChunkReader, ray_session: None) -> None:
+def test_both_placements_give_the_same_chunks_in_the_same_order(
+    reader: ChunkReader, ray_session: None
+) -> None:
     chunks = [c for epoch in (0, 1) for c in reader.chunks("train", epoch, 0, 2, augment=True)]
     local = list(stream_chunks(reader, chunks, PipelineSettings(placement="local"), 1.0))
     through_ray = list(stream_chunks(reader, chunks, PipelineSettings(placement="ray"), 1.0))
@@ -105,4 +104,6 @@ def test_decoding_in_threads_equals_decoding_in_one(reader: ChunkReader) -> None
     from dataclasses import replace
 
     alone, threaded = reader.read(chunk), replace(reader, decode_threads=3).read(chunk)
-    assert np.array_equal(alone.records.fields["picture"]["pixels"], threaded.records.fields["picture"]["pixels"])
+    assert np.array_equal(
+        alone.records.fields["picture"]["pixels"], threaded.records.fields["picture"]["pixels"]
+    )

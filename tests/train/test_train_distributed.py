@@ -27,7 +27,13 @@ EPOCHS = 4
 
 
 def _train(dataset: str, run: Path, num_workers: int, resume: bool = False, **train: Any) -> TrainResult:
-    settings = {"epochs": EPOCHS, "batch_size": 12, "lanes": 6, "checkpoint_every_steps": 3, "log_every_steps": 1}
+    settings = {
+        "epochs": EPOCHS,
+        "batch_size": 12,
+        "lanes": 6,
+        "checkpoint_every_steps": 3,
+        "log_every_steps": 1,
+    }
     return launch(
         dataset,
         str(run),

@@ -147,7 +147,9 @@ def test_the_stopwatch_adds_up_stages_also_when_a_stage_raises() -> None:
 
 
 def test_sizes_that_do_not_fit_name_the_setting_to_change() -> None:
-    with pytest.raises(UsageError, match=r"train\.batch_size=50 is not a multiple of train\.lanes=8.*batch_size=56"):
+    with pytest.raises(
+        UsageError, match=r"train\.batch_size=50 is not a multiple of train\.lanes=8.*batch_size=56"
+    ):
         TrainSettings(batch_size=50).check(2, 128)
     with pytest.raises(UsageError, match=r"set train\.lanes to 9 or more"):
         TrainSettings().check(9, 128)

@@ -70,7 +70,9 @@ def inspect_dataset(dataset: str) -> Inspection:
     ]
     if quarantined:
         share = manifest.quarantined_rows / max(manifest.source_rows, 1)
-        findings.append(Finding("note", f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine"))
+        findings.append(
+            Finding("note", f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine")
+        )
     return Inspection(
         splits=splits,
         classes={c: {s: v.classes.get(c, 0) for s, v in manifest.splits.items()} for c in manifest.classes},
@@ -79,7 +81,9 @@ def inspect_dataset(dataset: str) -> Inspection:
                 "name": field.name,
                 "kind": field.kind,
                 "columns": list(field.columns),
-                "missing": {s: v.missing.get(field.name, 0) / max(v.rows, 1) for s, v in manifest.splits.items()},
+                "missing": {
+                    s: v.missing.get(field.name, 0) / max(v.rows, 1) for s, v in manifest.splits.items()
+                },
             }
             for field in manifest.fields
         ],
@@ -104,7 +108,9 @@ def render_inspection(inspection: Inspection) -> list[Table | str]:
     for name, counts in list(inspection.classes.items())[:_MAX_CLASSES_SHOWN]:
         classes.add_row(name, *(str(counts[s]) for s in splits))
     if len(inspection.classes) > _MAX_CLASSES_SHOWN:
-        classes.add_row(f"... {len(inspection.classes) - _MAX_CLASSES_SHOWN} more classes", *("" for _ in splits))
+        classes.add_row(
+            f"... {len(inspection.classes) - _MAX_CLASSES_SHOWN} more classes", *("" for _ in splits)
+        )
     classes.add_section()
     classes.add_row("all", *(str(rows) for rows in inspection.splits.values()))
     shards = _table("shard", "rows", "row groups", "MiB")
@@ -139,7 +145,9 @@ def _class_findings(manifest: Manifest) -> list[Finding]:
         )
     for name, count in counts.items():
         if count == 0:
-            findings.append(Finding("warning", f"class {name!r} has no training record: it will never be predicted"))
+            findings.append(
+                Finding("warning", f"class {name!r} has no training record: it will never be predicted")
+            )
         elif count < _FEW_RECORDS:
             findings.append(Finding("warning", f"class {name!r} has only {count} training records"))
     return findings
@@ -151,7 +159,8 @@ def _field_findings(manifest: Manifest) -> list[Finding]:
     for field in manifest.fields:
         missing = sum(summary.missing.get(field.name, 0) for summary in manifest.splits.values())
         if 2 * missing > rows:
-            findings.append(Finding("warning", f"field {field.name!r} is missing in {missing / rows:.0%} of the records"))
+            share = f"{missing / rows:.0%} of the records"
+            findings.append(Finding("warning", f"field {field.name!r} is missing in {share}"))
     return findings
 
 
@@ -160,15 +169,20 @@ def _size_findings(manifest: Manifest) -> list[Finding]:
     for split in ("val", "test"):
         rows = manifest.splits[split].rows if split in manifest.splits else 0
         if rows == 0:
-            use = "the best epoch is chosen by the training loss" if split == "val" else "nothing to evaluate on"
+            use = (
+                "the best epoch is chosen by the training loss"
+                if split == "val"
+                else "nothing to evaluate on"
+            )
             findings.append(Finding("warning", f"there is no {split} split: {use}"))
         elif rows < _SMALL_SPLIT_ROWS:
-            findings.append(Finding("warning", f"the {split} split has only {rows} records: its figures are rough"))
+            findings.append(
+                Finding("warning", f"the {split} split has only {rows} records: its figures are rough")
+            )
     largest = max((g.bytes for shard in manifest.shards for g in shard.row_groups), default=0)
     if largest > _LARGE_ROW_GROUP_BYTES:
-        findings.append(
-            Finding("warning", f"the largest row group has {largest >> 20} MiB: pack with a smaller pack.row_group_bytes")
-        )
+        remedy = "pack with a smaller pack.row_group_bytes"
+        findings.append(Finding("warning", f"the largest row group has {largest >> 20} MiB: {remedy}"))
     return findings
 
 

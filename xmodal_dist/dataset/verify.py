@@ -65,7 +65,9 @@ def verify_dataset(dataset: str) -> VerifyResult:
     _compare_splits(manifest, found, failed)
     quarantined = _quarantined_rows(dataset, failed)
     if quarantined != manifest.quarantined_rows:
-        failed.append(f"the quarantine has {quarantined} records, the manifest says {manifest.quarantined_rows}")
+        failed.append(
+            f"the quarantine has {quarantined} records, the manifest says {manifest.quarantined_rows}"
+        )
     surplus = sum(count - 1 for count in found.ids.values())
     if surplus:
         example = next(name for name, count in found.ids.items() if count > 1)
@@ -100,11 +102,15 @@ def _compare_splits(manifest: Manifest, found: _Found, failed: list[str]) -> Non
         for name in manifest.classes:
             counted, said = found.classes[split, name], summary.classes.get(name, 0)
             if counted != said:
-                failed.append(f"split {split} has {counted} records of class {name!r}, the manifest says {said}")
+                failed.append(
+                    f"split {split} has {counted} records of class {name!r}, the manifest says {said}"
+                )
         for field, said in summary.missing.items():
             counted = found.missing[split, field]
             if counted != said:
-                failed.append(f"split {split}: {counted} records lack field {field!r}, the manifest says {said}")
+                failed.append(
+                    f"split {split}: {counted} records lack field {field!r}, the manifest says {said}"
+                )
 
 
 def _quarantined_rows(dataset: str, failed: list[str]) -> int:

@@ -1,7 +1,7 @@
 """A small real-life-like source that needs no network: handwritten digits, seen, heard and written down badly.
 
-Images are scikit-learn's 1,797 handwritten digits (E. Alpaydin, C. Kaynak, UCI ML repository, 1998), enlarged, noisy and
-partly erased; recordings are the telephone key tones (DTMF, ITU-T Q.23) of the digit in noise; texts are a hasty
+Images are scikit-learn's 1,797 handwritten digits (E. Alpaydin, C. Kaynak, UCI ML repository, 1998), enlarged, noisy
+and partly erased; recordings are the telephone key tones (DTMF, ITU-T Q.23) of the digit in noise; texts are a hasty
 transcript of its name. Each is missing at times and none is enough alone, so that combining them pays.
 """
 
@@ -53,7 +53,11 @@ def write_demo_source(directory: str | Path, seed: int = 0) -> Path:
         present = _present(rng)
         image, audio = f"image/{record_id}.png", f"audio/{record_id}.wav"
         # Everything is drawn, also where it is then missing: one record's noise does not depend on another's.
-        payloads = _png(_disturbed(pixels, rng)), _wav(_key_tone(int(digit), rng)), _transcript(int(digit), rng)
+        payloads = (
+            _png(_disturbed(pixels, rng)),
+            _wav(_key_tone(int(digit), rng)),
+            _transcript(int(digit), rng),
+        )
         if present[0]:
             (folder / image).write_bytes(payloads[0])
         if present[1]:
@@ -96,7 +100,9 @@ def _key_tone(digit: int, rng: np.random.Generator) -> NDArray[np.int16]:
     signal_to_noise_db = rng.uniform(-32, -26) if drowned else rng.uniform(-12, 3)
     noise = rng.normal(0, 10 ** (-signal_to_noise_db / 20), len(time_s))
     mixed = tone + noise
-    samples: NDArray[np.int16] = (mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.9) * 32767).astype(np.int16)
+    samples: NDArray[np.int16] = (mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.9) * 32767).astype(
+        np.int16
+    )
     return samples
 
 

@@ -31,7 +31,9 @@ def load(kind: str) -> Modality[Any]:
         UsageError: no such kind or module.
     """
     if "." not in kind and kind not in available():
-        raise UsageError(f"unknown field kind {kind!r}; known kinds: {', '.join(available())}, or a dotted module path")
+        raise UsageError(
+            f"unknown field kind {kind!r}; known kinds: {', '.join(available())}, or a dotted module path"
+        )
     path = kind if "." in kind else f"{__name__}.{kind}"
     try:
         module = importlib.import_module(path)

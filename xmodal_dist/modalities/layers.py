@@ -89,7 +89,9 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features [B, width] of ``x`` [B, C, H, W], normalised to about mean 0 and deviation 1."""
-        maps = self.blocks(torch.cat([x, _coordinates(x)], dim=1).contiguous(memory_format=torch.channels_last))
+        maps = self.blocks(
+            torch.cat([x, _coordinates(x)], dim=1).contiguous(memory_format=torch.channels_last)
+        )
         pooled = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
         features: torch.Tensor = self.project(self.norm(pooled))
         return features
@@ -205,12 +207,16 @@ class TableEncoder(nn.Module):
     def __init__(self, num_numeric: int, cardinalities: tuple[int, ...], width: int) -> None:
         super().__init__()
         sizes = [min(32, 2 + cardinality // 2) for cardinality in cardinalities]
-        self.embeds = nn.ModuleList(nn.Embedding(c, size) for c, size in zip(cardinalities, sizes, strict=True))
+        self.embeds = nn.ModuleList(
+            nn.Embedding(c, size) for c, size in zip(cardinalities, sizes, strict=True)
+        )
         self.mlp = nn.Sequential(
             nn.Linear(2 * num_numeric + sum(sizes), 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, numeric: torch.Tensor, missing: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, numeric: torch.Tensor, missing: torch.Tensor, categorical: torch.Tensor
+    ) -> torch.Tensor:
         """Features [B, width].
 
         Args:

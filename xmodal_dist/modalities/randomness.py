@@ -28,7 +28,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def derive_keys(seed: int, epoch: int, shard: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.uint64]:
+def derive_keys(
+    seed: int, epoch: int, shard: NDArray[np.int64], row: NDArray[np.int64]
+) -> NDArray[np.uint64]:
     """One 64-bit key per record and epoch, [n]; equal for equal arguments on every machine."""
     base = _mix(np.array([(seed * _GOLDEN + epoch) & _MASK_64], dtype=np.uint64))
     with np.errstate(over="ignore"):

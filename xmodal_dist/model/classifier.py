@@ -73,7 +73,9 @@ class CrossModalClassifier(nn.Module):
         self.stand_ins = nn.Parameter(torch.randn(len(self.fields), settings.width) * 0.1)
         self.dropout = RecordDropout(settings.dropout, _HEAD_DROPOUT_STREAM)
         self.heads = nn.ModuleList(nn.Linear(settings.width, num_classes) for _ in self.fields)
-        self.fusion = FUSIONS[settings.fusion](len(self.fields), settings.width, num_classes, settings.dropout)
+        self.fusion = FUSIONS[settings.fusion](
+            len(self.fields), settings.width, num_classes, settings.dropout
+        )
 
     def forward(
         self, inputs: Mapping[str, Tensors], present: torch.Tensor, keys: torch.Tensor | None = None

@@ -35,8 +35,13 @@ class LateFusion(nn.Module):
         self.scores = nn.Parameter(torch.zeros(num_fields))
 
     def forward(
-        self, features: torch.Tensor, field_logits: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None
+        self,
+        features: torch.Tensor,
+        field_logits: torch.Tensor,
+        present: torch.Tensor,
+        keys: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del features, keys
         weights = _weights(self.scores.expand_as(present), present)
         return (weights.unsqueeze(-1) * field_logits).sum(dim=1)
@@ -52,8 +57,13 @@ class ConcatFusion(nn.Module):
         self.output = nn.Linear(2 * width, num_classes)
 
     def forward(
-        self, features: torch.Tensor, field_logits: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None
+        self,
+        features: torch.Tensor,
+        field_logits: torch.Tensor,
+        present: torch.Tensor,
+        keys: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del field_logits, present
         hidden = nn.functional.silu(self.hidden(self.dropout(features.flatten(1), keys)))
         logits: torch.Tensor = self.output(hidden)
@@ -71,8 +81,13 @@ class GatedFusion(nn.Module):
         self.output = nn.Linear(width, num_classes)
 
     def forward(
-        self, features: torch.Tensor, field_logits: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None
+        self,
+        features: torch.Tensor,
+        field_logits: torch.Tensor,
+        present: torch.Tensor,
+        keys: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del field_logits
         features = self.dropout(features, keys)
         values = torch.stack([value(features[:, m]) for m, value in enumerate(self.values)], dim=1).tanh()

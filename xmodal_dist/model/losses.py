@@ -1,4 +1,4 @@
-"""Losses as sums, so that dividing by the sum of weights over all ranks gives the same mean on any number of workers."""
+"""Losses as sums: divided by the sum of weights over all ranks they give the same mean on any number of workers."""
 
 from __future__ import annotations
 

@@ -96,7 +96,9 @@ class ChunkReader:
     rows_per_lane: int
     window_rows: int
     decode_threads: int
-    _plans: dict[tuple[str, int, bool], list[list[Unit]]] = field(default_factory=dict, compare=False, repr=False)
+    _plans: dict[tuple[str, int, bool], list[list[Unit]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def steps(self, split: str) -> int:
         """Global steps of one epoch of a split."""
@@ -139,12 +141,16 @@ class ChunkReader:
         own = lanes_of_rank(chunk.rank, chunk.num_workers, self.lanes)
         parts: list[tuple[NDArray[np.int64], ...]] = []
         for place, lane in enumerate(own):
-            units = window_units(plan[lane], chunk.window * self.window_rows, (chunk.window + 1) * self.window_rows)
+            units = window_units(
+                plan[lane], chunk.window * self.window_rows, (chunk.window + 1) * self.window_rows
+            )
             shard, row = _expand(units)
             order = window_order(len(row), seed, chunk.epoch, lane, chunk.window)
             at = np.arange(len(row))
             step = chunk.window * (self.window_rows // self.rows_per_lane) + at // self.rows_per_lane
-            slot = ((step - chunk.start_step) * len(own) + place) * self.rows_per_lane + at % self.rows_per_lane
+            slot = (
+                (step - chunk.start_step) * len(own) + place
+            ) * self.rows_per_lane + at % self.rows_per_lane
             used = (step >= chunk.start_step) & (step < chunk.stop_step)
             parts.append((shard[order][used], row[order][used], slot[used]))
         return _Slots(*(np.concatenate([p[i] for p in parts]).astype(np.int64) for i in range(3)))
@@ -181,7 +187,9 @@ class ChunkReader:
             weights[error.row], labels[error.row] = 0.0, -1
             rejected.setdefault(
                 error.row,
-                Rejected.of(error.error, info.path, int(rows[error.row]), str(ids[error.row].as_py()), error.field),
+                Rejected.of(
+                    error.error, info.path, int(rows[error.row]), str(ids[error.row].as_py()), error.field
+                ),
             )
         before = sum(s.rows for s in self.manifest.shards[:shard] if s.split == info.split)
         records = Records(decoded.fields, decoded.present, labels, weights, keys, before + rows)

@@ -66,7 +66,9 @@ def decode_table(
         return _concatenate(list(pool.map(lambda piece: _decode_piece(piece[0], piece[1], specs), pieces)))
 
 
-def _decode_piece(table: pa.Table, keys: NDArray[np.uint64] | None, specs: Sequence[FieldSpec]) -> DecodedTable:
+def _decode_piece(
+    table: pa.Table, keys: NDArray[np.uint64] | None, specs: Sequence[FieldSpec]
+) -> DecodedTable:
     fields: dict[str, Arrays] = {}
     present = np.zeros((table.num_rows, len(specs)), dtype=np.bool_)
     errors: list[RowError] = []
@@ -93,6 +95,8 @@ def _concatenate(pieces: Sequence[DecodedTable]) -> DecodedTable:
         for name, arrays in first.items()
     }
     errors = [
-        e._replace(row=e.row + index * _ROWS_PER_PIECE) for index, piece in enumerate(pieces) for e in piece.errors
+        e._replace(row=e.row + index * _ROWS_PER_PIECE)
+        for index, piece in enumerate(pieces)
+        for e in piece.errors
     ]
     return DecodedTable(fields, np.concatenate([p.present for p in pieces]), errors)

@@ -106,7 +106,9 @@ def _execute(reference: Any, chunks: list[Chunk], prefetch: int, reader_cpus: fl
     concurrency = max(1, math.ceil(reader_cpus))
     dataset = ray.data.read_datasource(
         Chunks(),  # type: ignore[no-untyped-call]
-        num_cpus=min(1.0, reader_cpus), concurrency=concurrency, override_num_blocks=len(chunks)
+        num_cpus=min(1.0, reader_cpus),
+        concurrency=concurrency,
+        override_num_blocks=len(chunks),
     )
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch)
     for table in batches:

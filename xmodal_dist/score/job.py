@@ -35,7 +35,7 @@ class ScoreSettings(Settings):
     """How to score.
 
     Attributes:
-        id_column: input column of the ids; None takes ``id`` where the input has it, else names records by file and row.
+        id_column: input column of the ids; None takes ``id`` where the input has it, else file and row name a record.
         columns: the bundle's column -> the input's, where they differ.
         split: of a packed dataset, only this split.
         media_root: where relative media paths start; None takes the folder of the input file.
@@ -97,9 +97,7 @@ def score(
         BudgetExceededError: too many records were rejected; what was scored stays, no manifest is written.
     """
     model = load_bundle(bundle)
-    plan = make_plan(
-        inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes
-    )
+    plan = make_plan(inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes)
     identity = Identity(
         bundle=model.fingerprint,
         input=plan.digest,
@@ -142,9 +140,7 @@ def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
     return needs
 
 
-def _job(
-    bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan: Plan, spec: str
-) -> Job:
+def _job(bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan: Plan, spec: str) -> Job:
     id_column = settings.id_column or (ID if ID in plan.schema.names else None)
     return Job(
         bundle=bundle,
@@ -184,7 +180,9 @@ def _schema(model: Bundle, settings: ScoreSettings, plan: Plan, id_column: str |
     taken = {name for name, _ in columns}
     for name in settings.passthrough:
         if name in taken:
-            raise UsageError(f"score.passthrough: the output has a column {name!r} of its own; rename the input's")
+            raise UsageError(
+                f"score.passthrough: the output has a column {name!r} of its own; rename the input's"
+            )
         columns.append((name, plan.schema.field(name).type))
     return pa.schema(columns)
 
@@ -203,16 +201,10 @@ def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> It
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     size = min(num_workers or gpus or max(1, int(cpus) - 1), len(units))
     use_gpu = gpus >= size
-
-    class Worker(ScoreWorker):
-        """Carries the job in its closure: an argument in the object store could be gone when an actor restarts."""
-
-        def __init__(self) -> None:
-            super().__init__(job)
-
     dataset = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
     receipts = dataset.map_batches(
-        Worker,
+        ScoreWorker,
+        fn_constructor_args=(job,),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=runtime.plan_placement(cpus, size).worker_cpus,

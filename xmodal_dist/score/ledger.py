@@ -176,7 +176,12 @@ def read_parts(output: str, units: Sequence[int]) -> list[Part]:
 
 
 def finalise(
-    output: str, identity: Identity, plan: Plan, parts: Mapping[int, Part], classes: Sequence[str], schema: pa.Schema
+    output: str,
+    identity: Identity,
+    plan: Plan,
+    parts: Mapping[int, Part],
+    classes: Sequence[str],
+    schema: pa.Schema,
 ) -> ScoreManifest:
     """Check the parts against the plan and create the manifest.
 
@@ -189,7 +194,9 @@ def finalise(
         footer = parts[unit.number].footer if unit.number in parts else None
         wrong = "is missing" if footer is None else footer_fault(footer, unit, spec)
         if footer is None or wrong:
-            raise VerificationError(f"{storage.join(output, part_path(unit.number))}: {wrong}; nothing was finished")
+            raise VerificationError(
+                f"{storage.join(output, part_path(unit.number))}: {wrong}; nothing was finished"
+            )
         footers.append(footer)
     labels: Counter[str] = Counter(dict.fromkeys(classes, 0))
     reasons: Counter[str] = Counter()
@@ -223,10 +230,16 @@ def footer_fault(footer: Footer, unit: Unit, spec: str) -> str:
     """What is wrong with a part's footer for a unit, in words; "" if nothing."""
     if footer.spec != spec:
         return "belongs to another run"
-    if (footer.unit, footer.source, footer.start, footer.stop) != (unit.number, unit.path, unit.start, unit.stop):
+    if (footer.unit, footer.source, footer.start, footer.stop) != (
+        unit.number,
+        unit.path,
+        unit.start,
+        unit.stop,
+    ):
         return f"is of rows {footer.start} to {footer.stop} of {footer.source}, not of the planned ones"
     if not unit.rows == footer.rows_in == footer.rows_ok + footer.rows_bad:
-        return f"rows do not add up: {unit.rows} planned, {footer.rows_in} in, {footer.rows_ok} ok, {footer.rows_bad} bad"
+        counts = f"{unit.rows} planned, {footer.rows_in} in, {footer.rows_ok} ok, {footer.rows_bad} bad"
+        return f"rows do not add up: {counts}"
     return ""
 
 
@@ -238,8 +251,12 @@ def read_predictions(output: str) -> pa.Table:
     """
     manifest = load_manifest(output)
     if manifest is None:
-        raise UsageError(f"{output!r} has no {MANIFEST_NAME}: the run is not finished; give the same command again")
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(output, p.path)))) for p in manifest.parts]
+        raise UsageError(
+            f"{output!r} has no {MANIFEST_NAME}: the run is not finished; give the same command again"
+        )
+    tables = [
+        pq.read_table(io.BytesIO(storage.read_bytes(storage.join(output, p.path)))) for p in manifest.parts
+    ]
     return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
 
@@ -289,12 +306,20 @@ def _differences(output: str, old: Identity, new: Identity, plan: Plan) -> list[
             lines.append(f"{name}: the run has {getattr(old, name)!r}, this command {getattr(new, name)!r}")
     for name in sorted({*old.settings, *new.settings}):
         if old.settings.get(name) != new.settings.get(name):
-            lines.append(f"{name}: the run has {old.settings.get(name)!r}, this command {new.settings.get(name)!r}")
+            lines.append(
+                f"{name}: the run has {old.settings.get(name)!r}, this command {new.settings.get(name)!r}"
+            )
     before = {u.path: u.pin for u in load_plan(output, old)}
     after = {u.path: u.pin for u in plan.units}
     changed = sorted(p for p in {*before, *after} if before.get(p) != after.get(p))
     for path in changed[:_NAMED_FILES]:
-        what = "new" if path not in before else "not among this command's" if path not in after else "changed since"
+        what = (
+            "new"
+            if path not in before
+            else "not among this command's"
+            if path not in after
+            else "changed since"
+        )
         lines.append(f"input {path}: {what}")
     if len(changed) > _NAMED_FILES:
         lines.append(f"and {len(changed) - _NAMED_FILES} more input files")
@@ -305,4 +330,6 @@ def _parse(kind: type[_S], text: str, place: str) -> _S:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise VerificationError(f"{place} is damaged or of another version: {error.errors()[0]['msg']}") from error
+        raise VerificationError(
+            f"{place} is damaged or of another version: {error.errors()[0]['msg']}"
+        ) from error

@@ -56,7 +56,9 @@ class Progress:
         """A unit was committed: its rows, and how many of them were rejected."""
         self._done += rows
         self._bad += bad
-        self._bar.update(self._task, completed=self._done, description=f"{self._rate():.0f}/s, {self._bad} quarantined")
+        self._bar.update(
+            self._task, completed=self._done, description=f"{self._rate():.0f}/s, {self._bad} quarantined"
+        )
         if not self._console.is_terminal and time.monotonic() - self._shown_s > _LINE_EVERY_S:
             self._shown_s = time.monotonic()
             self._line()

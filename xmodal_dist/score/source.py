@@ -23,7 +23,16 @@ from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.pipeline.fetch import holds_bytes, holds_text
 
-__all__ = ["Need", "Plan", "Unit", "make_plan", "needs_of", "plan_from_parquet", "plan_to_parquet", "read_unit"]
+__all__ = [
+    "Need",
+    "Plan",
+    "Unit",
+    "make_plan",
+    "needs_of",
+    "plan_from_parquet",
+    "plan_to_parquet",
+    "read_unit",
+]
 
 _FOOTER_READERS = 16
 _PIN_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
@@ -110,7 +119,9 @@ def needs_of(specs: Sequence[FieldSpec], columns: Mapping[str, str]) -> list[Nee
     known = {c for s in specs for c in s.columns}
     for name in columns:
         if name not in known:
-            raise UsageError(f"columns.{name}: no field of the bundle reads {name!r}; they read {_listed(known)}")
+            raise UsageError(
+                f"columns.{name}: no field of the bundle reads {name!r}; they read {_listed(known)}"
+            )
     needs = []
     for spec in specs:
         names = [columns.get(c, c) for c in spec.columns]
@@ -140,13 +151,15 @@ def make_plan(
     paths = [path for given in inputs for path in _expand(given, split)]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
-        raise UsageError(f"{twice[0]} is named twice by --input: its records would be scored twice; name it once")
+        raise UsageError(
+            f"{twice[0]} is named twice by --input: its records would be scored twice; name it once"
+        )
     with ThreadPoolExecutor(_FOOTER_READERS, thread_name_prefix="footer") as pool:
         files = list(pool.map(lambda path: _read_footer(path, needs), paths))
     _check_types(files, needs)
     units = tuple(_cut(files, unit_rows, unit_bytes))
     if not units:
-        raise DataError(f"the input has no rows: {len(files)} file(s), all of them empty tables, in {', '.join(inputs)}")
+        raise DataError(f"the input has no rows: {len(files)} empty tables in {', '.join(inputs)}")
     return Plan(units, len(files), files[0].schema)
 
 
@@ -180,7 +193,9 @@ def read_unit(unit: Unit, columns: Sequence[str], batch_rows: int) -> Iterator[p
             ) as file,
         ):
             groups = list(range(unit.group_start, unit.group_stop))
-            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=list(columns), use_threads=False):
+            for batch in file.iter_batches(
+                batch_rows, row_groups=groups, columns=list(columns), use_threads=False
+            ):
                 rows += batch.num_rows
                 yield pa.Table.from_batches([batch]).select(list(columns))
     except (pa.ArrowException, OSError) as error:
@@ -212,7 +227,9 @@ def _expand(given: str, split: str | None) -> list[str]:
     if not paths:
         raise UsageError(f"{what} the input {given!r}")
     if split is not None:
-        raise UsageError(f"input {given!r} is not a packed dataset, so it has no split {split!r}; leave --split out")
+        raise UsageError(
+            f"input {given!r} is not a packed dataset, so it has no split {split!r}; leave --split out"
+        )
     return paths
 
 
@@ -224,7 +241,9 @@ def _read_footer(path: str, needs: Sequence[Need]) -> _File:
         with storage.open_read(path) as handle, pq.ParquetFile(handle) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} ({size} bytes) cannot be read as Parquet, it may be truncated: {error}") from error
+        raise DataError(
+            f"{path} ({size} bytes) cannot be read as Parquet, it may be truncated: {error}"
+        ) from error
     for need in needs:
         if need.column not in schema.names:
             near = difflib.get_close_matches(need.column, schema.names, n=3, cutoff=0.4)

@@ -31,7 +31,9 @@ def verify_scoring(output: str) -> VerifyResult:
     manifest = ledger.load_manifest(output)
     failed: list[str] = []
     if manifest is None:
-        failed.append(f"{output} has no {ledger.MANIFEST_NAME}: the run is not finished; give its command again")
+        failed.append(
+            f"{output} has no {ledger.MANIFEST_NAME}: the run is not finished; give its command again"
+        )
     listed = {entry.path: entry for entry in manifest.parts} if manifest else {}
     lost = duplicated = 0
     for unit in units:
@@ -104,4 +106,6 @@ def _check_totals(manifest: ScoreManifest, rows: int, failed: list[str]) -> None
             f"{manifest.rows_bad} quarantined"
         )
     if sum(manifest.label_counts.values()) != manifest.rows_ok:
-        failed.append(f"the label counts sum to {sum(manifest.label_counts.values())}, not {manifest.rows_ok}")
+        failed.append(
+            f"the label counts sum to {sum(manifest.label_counts.values())}, not {manifest.rows_ok}"
+        )

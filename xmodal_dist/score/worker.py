@@ -194,8 +194,10 @@ class _Scorer:
         good = _other_rows(rows.num_rows, faults)
         kept = np.isin(usable.rows, good)
         probabilities = {name: p[kept] for name, p in usable.probabilities.items()}
-        table = self._table(rows.take(pa.array(good)), ids.take(pa.array(good)), first_row + good, decoded.present[good],
-                            probabilities)  # fmt: skip
+        taken = pa.array(good)
+        table = self._table(
+            rows.take(taken), ids.take(taken), first_row + good, decoded.present[good], probabilities
+        )
         rejected = [
             Rejected.of(fault.error, unit.path, first_row + row, ids[row].as_py() or "", fault.field)
             for row, fault in sorted(faults.items())
@@ -251,7 +253,8 @@ class _Scorer:
         top = np.argsort(-fused, axis=1, kind="stable")[:, : job.top_k]  # equal ones in class order
         best = np.take_along_axis(fused, top, axis=1)
         pairs = pa.StructArray.from_arrays(
-            [classes.take(pa.array(top.ravel())), pa.array(best.ravel(), pa.float32())], ["label", "probability"]
+            [classes.take(pa.array(top.ravel())), pa.array(best.ravel(), pa.float32())],
+            ["label", "probability"],
         )
         names = pa.array([s.name for s in self._bundle.specs], pa.string())
         columns = {
@@ -291,7 +294,9 @@ def _nonfinite(usable: _Usable) -> list[RowError]:
 
 
 def _other_rows(count: int, faults: dict[int, RowError]) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(count, dtype=np.int64), np.fromiter(faults, dtype=np.int64, count=len(faults)))
+    return np.setdiff1d(
+        np.arange(count, dtype=np.int64), np.fromiter(faults, dtype=np.int64, count=len(faults))
+    )
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -95,7 +95,9 @@ def save_checkpoint(
 
 def checkpoint_name(progress: Progress) -> str:
     """Directory name of a checkpoint; sorts by progress, an epoch's end (marked ``-end``) after its last step."""
-    return f"step-{progress.global_step:09d}" + ("-end" if progress.step == 0 and progress.global_step else "")
+    return f"step-{progress.global_step:09d}" + (
+        "-end" if progress.step == 0 and progress.global_step else ""
+    )
 
 
 def latest_checkpoint(root: str, run_digest: str) -> str | None:
@@ -167,7 +169,9 @@ def _verified(root: str, name: str) -> dict[str, Any] | None:
         return None
     manifest: dict[str, Any] = json.loads(storage.read_text(place))
     if manifest.get("version") != _VERSION:
-        raise CheckpointError(f"{place} has version {manifest.get('version')!r}; this release reads version {_VERSION}")
+        raise CheckpointError(
+            f"{place} has version {manifest.get('version')!r}; this release reads version {_VERSION}"
+        )
     for file, entry in manifest["files"].items():
         path = storage.join(root, name, file)
         if not storage.exists(path) or storage.sha256_of(path) != entry["sha256"]:

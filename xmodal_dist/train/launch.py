@@ -90,7 +90,9 @@ def _fit(job: TrainJob, num_workers: int) -> dict[str, Any]:
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         torch_config=TorchConfig(timeout_s=job.train.collective_timeout_s),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=job.use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=job.use_gpu, resources_per_worker=resources
+        ),
         run_config=RunConfig(
             # A name of its own for each launch: which checkpoint to go on from is ours to decide, not Ray's.
             name=f"attempt-{uuid.uuid4().hex[:12]}",
@@ -140,14 +142,20 @@ def _claim(job: TrainJob, resume: bool) -> None:
     identity = json.loads(json.dumps(job.identity()))
     if storage.exists(path):
         if not resume:
-            raise UsageError(f"{job.run!r} already holds a run; continue it with --resume, or choose another --output")
+            raise UsageError(
+                f"{job.run!r} already holds a run; continue it with --resume, or choose another --output"
+            )
         known = json.loads(storage.read_text(path))
         different = list(_differences(known, identity))
         if different:
-            raise SpecDiffersError(f"{job.run!r} was started with other settings or data: {'; '.join(different)}")
+            raise SpecDiffersError(
+                f"{job.run!r} was started with other settings or data: {'; '.join(different)}"
+            )
         return
     if storage.exists(job.run) and storage.list_files(job.run):
-        raise UsageError(f"{job.run!r} already holds other files; choose an empty or new directory for --output")
+        raise UsageError(
+            f"{job.run!r} already holds other files; choose an empty or new directory for --output"
+        )
     storage.write_bytes(path, json.dumps(identity, indent=1, sort_keys=True).encode())
 
 

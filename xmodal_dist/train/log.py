@@ -79,7 +79,14 @@ class MetricsLog:
         values = {f"val_{name}": value for name, value in metrics.items()}
         self._scalars(step, {"train/epoch_loss": train_loss, **{f"val/{k}": v for k, v in metrics.items()}})
         self._add(
-            {"event": "epoch", "epoch": epoch, "step": step, "train_loss": train_loss, "records": records, **values}
+            {
+                "event": "epoch",
+                "epoch": epoch,
+                "step": step,
+                "train_loss": train_loss,
+                "records": records,
+                **values,
+            }
         )
         self._sync_events()
 

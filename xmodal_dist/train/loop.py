@@ -97,7 +97,9 @@ class _Worker:
             rate = learning_rate_at(
                 progress.global_step, total_steps, train.learning_rate, train.warmup_fraction
             )
-            sums = optimizer_step(self.ddp, self.optimizer, batch, self.job, rate, self.num_workers, self.watch)
+            sums = optimizer_step(
+                self.ddp, self.optimizer, batch, self.job, rate, self.num_workers, self.watch
+            )
             self.sums.add(sums)
             progress.step += 1
             progress.global_step += 1

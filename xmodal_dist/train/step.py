@@ -70,7 +70,9 @@ def optimizer_step(
     """
     train = job.train
     class_weights = _class_weights(job, batch.labels.device)
-    weight = batch.weights if class_weights is None else batch.weights * class_weights[batch.labels.clamp(min=0)]
+    weight = (
+        batch.weights if class_weights is None else batch.weights * class_weights[batch.labels.clamp(min=0)]
+    )
     global_weight = weight.sum().double()
     if num_workers > 1:
         dist.all_reduce(global_weight)
@@ -79,7 +81,11 @@ def optimizer_step(
     pieces = _pieces(len(batch), train.micro_batch_rows)
     for index, rows in enumerate(pieces):
         last = index == len(pieces) - 1
-        hold = contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        hold = (
+            contextlib.nullcontext()
+            if last or not isinstance(model, DistributedDataParallel)
+            else model.no_sync()
+        )
         with hold:
             with watch.stage("forward"):
                 loss = _loss(model, _rows(batch, rows), job, class_weights)
@@ -95,7 +101,8 @@ def optimizer_step(
         optimizer.zero_grad(set_to_none=True)
     real = batch.ids >= 0
     rejected = real & (batch.labels.to(batch.ids.device) < 0)
-    return OneStep(loss_sum, weight.sum(), (real & ~rejected).sum().to(loss_sum.device), rejected.sum().to(loss_sum.device))
+    used = (real & ~rejected).sum()
+    return OneStep(loss_sum, weight.sum(), used.to(loss_sum.device), rejected.sum().to(loss_sum.device))
 
 
 def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> torch.Tensor:
@@ -127,7 +134,9 @@ def _class_weights(job: TrainJob, device: torch.device) -> torch.Tensor | None:
     if job.train.class_weights == "none":
         return None
     summary = job.manifest.splits["train"]
-    counts = torch.tensor([summary.classes.get(name, 0) for name in job.manifest.classes], dtype=torch.float32)
+    counts = torch.tensor(
+        [summary.classes.get(name, 0) for name in job.manifest.classes], dtype=torch.float32
+    )
     return (summary.rows / (len(counts) * counts.clamp(min=1))).to(device)
 
 

@@ -54,7 +54,9 @@ class Totals:
             dist.all_reduce(self._loss)
         seen, rejected = int(self._confusion.sum()), int(self._loss[1])
         if seen + rejected != rows:
-            raise XmodalError(f"validation saw {seen} + {rejected} records of {rows}: please report this as a bug")
+            raise XmodalError(
+                f"validation saw {seen} + {rejected} records of {rows}: please report this as a bug"
+            )
         return {
             "rows": seen,
             "rows_rejected": rejected,
