@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
+from rich.text import Text
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
 from xmodal_dist.dataset.schema import ID
+from xmodal_dist.errors import DataError, UsageError
 
 __all__ = ["Finding", "Inspection", "inspect_dataset", "render_inspection"]
 
@@ -23,7 +28,8 @@ _LARGE_ROW_GROUP_BYTES = 64 << 20
 _MAX_CLASSES_SHOWN = 40
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """Something to look at; a warning where results may suffer."""
 
     level: Literal["warning", "note"]
@@ -58,6 +64,7 @@ def inspect_dataset(dataset: str) -> Inspection:
 
     Raises:
         UsageError: no dataset there.
+        DataError: its manifest or a shard is damaged.
     """
     manifest = load_manifest(dataset)
     splits = {name: summary.rows for name, summary in manifest.splits.items()}
@@ -68,7 +75,7 @@ def inspect_dataset(dataset: str) -> Inspection:
         *_size_findings(manifest),
         *_duplicate_findings(dataset, manifest),
     ]
-    if quarantined:
+    if manifest.quarantined_rows:
         share = manifest.quarantined_rows / max(manifest.source_rows, 1)
         findings.append(
             Finding("note", f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine")
@@ -97,16 +104,16 @@ def inspect_dataset(dataset: str) -> Inspection:
     )
 
 
-def render_inspection(inspection: Inspection) -> list[Table | str]:
-    """The tables and findings for a terminal."""
+def render_inspection(inspection: Inspection) -> list[Table | Text]:
+    """The tables and findings for a terminal; names are shown as they are, brackets too."""
     splits = list(inspection.splits)
     fields = _table("field", "kind", "columns", *(f"missing {s}" for s in splits))
     for field in inspection.fields:
         shares = [f"{field['missing'][s]:.1%}" for s in splits]
-        fields.add_row(field["name"], field["kind"], ", ".join(field["columns"]), *shares)
+        fields.add_row(Text(field["name"]), Text(field["kind"]), Text(", ".join(field["columns"])), *shares)
     classes = _table("class", *splits)
     for name, counts in list(inspection.classes.items())[:_MAX_CLASSES_SHOWN]:
-        classes.add_row(name, *(str(counts[s]) for s in splits))
+        classes.add_row(Text(name), *(str(counts[s]) for s in splits))
     if len(inspection.classes) > _MAX_CLASSES_SHOWN:
         classes.add_row(
             f"... {len(inspection.classes) - _MAX_CLASSES_SHOWN} more classes", *("" for _ in splits)
@@ -123,7 +130,8 @@ def render_inspection(inspection: Inspection) -> list[Table | str]:
     total = f"{inspection.source_rows} records read = {sum(inspection.splits.values())} packed + {bad} quarantined"
     findings = [f"{finding.level}: {finding.text}" for finding in inspection.findings]
     reasons = [f"quarantine: {reason} {count}" for reason, count in inspection.quarantined.items()]
-    return [fields, classes, shards, total, *reasons, *(findings or ["nothing looks wrong"])]
+    lines = [total, *reasons, *(findings or ["nothing looks wrong"])]
+    return [fields, classes, shards, *(Text(line) for line in lines)]
 
 
 def _table(*columns: str) -> Table:
@@ -145,9 +153,10 @@ def _class_findings(manifest: Manifest) -> list[Finding]:
         )
     for name, count in counts.items():
         if count == 0:
-            findings.append(
-                Finding("warning", f"class {name!r} has no training record: it will never be predicted")
-            )
+            others = {split: summary.classes.get(name, 0) for split, summary in manifest.splits.items()}
+            where = ", ".join(f"{rows} in {split}" for split, rows in others.items() if rows)
+            text = f"class {name!r} has no training record, but {where or 'is listed'}: it will never be predicted"
+            findings.append(Finding("warning", text))
         elif count < _FEW_RECORDS:
             findings.append(Finding("warning", f"class {name!r} has only {count} training records"))
     return findings
@@ -187,44 +196,69 @@ def _size_findings(manifest: Manifest) -> list[Finding]:
 
 
 def _duplicate_findings(dataset: str, manifest: Manifest) -> list[Finding]:
-    """Records of different splits whose fields are equal, byte for byte; only hashes are kept."""
+    """Records of different splits that are equal byte for byte, as a whole or in one media value; hashes are kept."""
     columns = [column for field in manifest.fields for column in field.columns]
-    first: dict[bytes, tuple[str, str]] = {}
-    pairs = Counter[tuple[str, str]]()
-    examples: dict[tuple[str, str], tuple[str, str]] = {}
+    first: dict[tuple[str, bytes], tuple[str, str]] = {}
+    pairs = Counter[tuple[str, str, str]]()
+    examples: dict[tuple[str, str, str], tuple[str, str]] = {}
     for shard in manifest.shards:
-        with storage.open_read(storage.join(dataset, shard.path)) as handle, pq.ParquetFile(handle) as file:
-            for batch in file.iter_batches(256, columns=[ID, *columns]):
-                for record in batch.to_pylist():
-                    digest = _content_hash(record, columns)
-                    split, record_id = first.setdefault(digest, (shard.split, record[ID]))
-                    if split != shard.split:
-                        pairs[split, shard.split] += 1
-                        examples.setdefault((split, shard.split), (record_id, record[ID]))
+        for record in _records(dataset, shard.path, [ID, *columns]):
+            found = False
+            for part, digest in _content_hashes(record, columns):
+                split, record_id = first.setdefault((part, digest), (shard.split, record[ID]))
+                if split != shard.split and not found:
+                    found = True  # a record equal as a whole is not named again for its parts
+                    pairs[part, split, shard.split] += 1
+                    examples.setdefault((part, split, shard.split), (record_id, record[ID]))
     return [
         Finding(
             "warning",
-            f"{count} records of {second} are equal to records of {one}, for example "
-            f"{examples[one, second][1]!r} and {examples[one, second][0]!r}: results on {second} will flatter",
+            f"{count} records of {second} are equal to records of {one}{f' in {part!r}' if part else ''}, for example "
+            f"{examples[part, one, second][1]!r} and {examples[part, one, second][0]!r}: "
+            f"results on {second} will flatter",
         )
-        for (one, second), count in pairs.items()
+        for (part, one, second), count in sorted(pairs.items())
     ]
 
 
-def _content_hash(record: dict[str, Any], columns: list[str]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for column in columns:
-        value = record[column]
-        payload = value if isinstance(value, bytes) else repr(value).encode()
-        digest.update(len(payload).to_bytes(8, "little"))
-        digest.update(payload)
-    return digest.digest()
+def _records(dataset: str, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The records of a shard; one row group is in memory at a time."""
+    with (
+        _damage_named(dataset, path),
+        storage.open_read(storage.join(dataset, path)) as handle,
+        pq.ParquetFile(handle) as file,
+    ):
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).select(columns).to_pylist()
+
+
+@contextmanager
+def _damage_named(dataset: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError, UsageError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. `xmodal verify {dataset}` lists all that is damaged"
+        ) from error
+
+
+def _content_hashes(record: dict[str, Any], columns: list[str]) -> list[tuple[str, bytes]]:
+    """(``""``, hash of all values), then (column, hash) of each media value; none for a record without values."""
+    values = {column: record[column] for column in columns if record[column] is not None}
+    media = [(column, _hash(value)) for column, value in values.items() if isinstance(value, bytes)]
+    rest = repr([(c, v) for c, v in values.items() if not isinstance(v, bytes)]).encode()
+    whole = _hash(b"".join([*(column.encode() + digest for column, digest in media), rest]))
+    return [("", whole), *media] if values else []
+
+
+def _hash(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=16).digest()
 
 
 def _quarantined(dataset: str) -> dict[str, int]:
     folder = storage.join(dataset, "quarantine")
     reasons = Counter[str]()
     for path in storage.list_files(folder, ".parquet") if storage.exists(folder) else []:
-        with storage.open_read(path) as handle:
+        with _damage_named(dataset, path), storage.open_read(path) as handle:
             reasons.update(pq.read_table(handle, columns=["reason"]).column("reason").to_pylist())
     return dict(reasons.most_common())

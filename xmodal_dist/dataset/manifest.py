@@ -116,6 +116,8 @@ def load_manifest(dataset: str) -> Manifest:
         )
     try:
         content = json.loads(storage.read_text(path))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
         if content.get("version") != _VERSION:
             raise DataError(
                 f"{path} has version {content.get('version')!r}; this release reads version {_VERSION}: pack again"

@@ -20,7 +20,7 @@ from xmodal_dist.dataset.quarantine import Rejected, to_parquet
 from xmodal_dist.dataset.split import SPLITS
 from xmodal_dist.errors import UsageError
 
-__all__ = ["ShardLimits", "ShardWriter", "claim_directory", "remove_dataset", "write_quarantine"]
+__all__ = ["ShardLimits", "ShardWriter", "remove_dataset", "require_vacant", "write_quarantine"]
 
 _DATA_DIRECTORY = "data"
 _QUARANTINE_FILE = "quarantine/part-00000.parquet"
@@ -32,10 +32,10 @@ _DATASET_FILE = re.compile(
 _SMALL_VALUE_BYTES = 16
 
 
-def claim_directory(dataset: str, overwrite: bool) -> None:
-    """Make sure that a dataset can be written to a directory, and remove what is left of an old one.
+def require_vacant(dataset: str, overwrite: bool) -> None:
+    """Make sure that a dataset may be written to a directory.
 
-    A quarantine alone is what a failed run leaves to be read; it is replaced without asking.
+    A quarantine alone is what a failed run leaves to be read; it may be replaced without asking.
 
     Raises:
         UsageError: it is a file, holds something else, or holds a dataset and ``overwrite`` is false.
@@ -54,7 +54,6 @@ def claim_directory(dataset: str, overwrite: bool) -> None:
         raise UsageError(
             f"{dataset!r} already holds {what}; choose another folder, or replace it with --overwrite"
         )
-    remove_dataset(dataset)
 
 
 def remove_dataset(dataset: str, keep_quarantine: bool = False) -> None:

@@ -7,7 +7,7 @@ and one shard. Nothing here knows a kind of field by name.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +25,8 @@ from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, 
 from xmodal_dist.dataset.writer import (
     ShardLimits,
     ShardWriter,
-    claim_directory,
     remove_dataset,
+    require_vacant,
     write_quarantine,
 )
 from xmodal_dist.errors import DataError, DecodeError
@@ -139,12 +139,14 @@ def pack(
         BudgetExceededError: too many records were rejected; the quarantine tells which, no manifest is written.
     """
     target = storage.absolute(dataset)
-    claim_directory(target, overwrite)
+    require_vacant(target, overwrite)
     raw = read_source(source)
-    rejected = list(raw.rejected)
-    if not raw.table.num_rows:
-        _settle(target, rejected, raw.rows, settings)
+    if not raw.rows:
         raise DataError(f"{source!r} has no records")
+    if not raw.table.num_rows:
+        remove_dataset(target)
+        _settle(target, raw.rejected, raw.rows, settings)
+        raise DataError(f"none of the {raw.rows} records of {source!r} can be read")
     roles = find_roles(
         raw,
         label=label,
@@ -154,37 +156,17 @@ def pack(
         take_split=not {"split_ratio", "split_method"} & settings.model_fields_set,
     )
     chosen, notes = choose_fields(raw, fields, roles)
-    roster = call_roll(raw, roles)
-    rejected += roster.rejected
-    if len(rejected) > settings.max_bad_fraction * raw.rows:
-        _settle(target, rejected, raw.rows, settings)
-    _check_classes([roster.labels[row] for row in roster.rows], roles.label)
-    split_of = _split(raw, roster, roles, settings)
+    if roles.split is not None and split_column is None:
+        notes.append(f"the splits are those of the column {roles.split!r}")
+    if roles.weight is not None:
+        notes.append(f"the column {roles.weight!r} is the weight of the records")
+    # Not before everything that was asked for is known to be there: a typing error must not cost the old dataset.
+    remove_dataset(target)
     try:
-        summaries, shards = _write_splits(target, raw, roster, chosen, split_of, settings, rejected, progress)
-        _settle(target, rejected, raw.rows, settings)
-        classes = _classes(summaries)
-        _check_classes(classes, roles.label)
-        if not summaries["train"].rows:
-            raise DataError(
-                "the train split is empty: nothing to train on. Check --split, or set --split-ratio"
-            )
+        manifest = _write_dataset(target, raw, roles, chosen, notes, settings, progress)
     except BaseException:
         remove_dataset(target, keep_quarantine=True)
         raise
-    manifest = Manifest(
-        fields=chosen,
-        classes=classes,
-        splits=summaries,
-        shards=tuple(shards),
-        source_rows=raw.rows,
-        quarantined_rows=len(rejected),
-        has_weights=roster.weights is not None,
-        seed=settings.seed,
-        notes=(*raw.notes, *notes, *_role_notes(roles, split_column, summaries)),
-    )
-    packed = sum(summary.rows for summary in manifest.splits.values())
-    assert packed + manifest.quarantined_rows == manifest.source_rows, "records were lost while packing"
     save_manifest(target, manifest)
     return manifest
 
@@ -202,9 +184,58 @@ def read_source(source: str) -> Source:
     return read_tables(tables, root) if tables else read_folder(root)
 
 
+def _write_dataset(
+    target: str,
+    source: Source,
+    roles: Roles,
+    fields: tuple[Field, ...],
+    notes: Sequence[str],
+    settings: PackSettings,
+    progress: Report | None,
+) -> Manifest:
+    """Write everything but the manifest."""
+    roster = call_roll(source, roles)
+    rejected = [*source.rejected, *roster.rejected]
+    split_of = _split(source, roster, roles, settings)
+    _require_trainable({roster.labels[row] for row in roster.rows}, int(np.sum(split_of == 0)), roles)
+    summaries, shards = _write_splits(target, source, roster, fields, split_of, settings, rejected, progress)
+    _settle(target, rejected, source.rows, settings)
+    classes = sorted(set().union(*(summary.classes for summary in summaries.values())))
+    _require_trainable(set(classes), summaries["train"].rows, roles)
+    packed = sum(summary.rows for summary in summaries.values())
+    assert packed + len(rejected) == source.rows, "records were lost while packing"
+    empty = [f"the split {split!r} is empty" for split in SPLITS if not summaries[split].rows]
+    return Manifest(
+        fields=fields,
+        classes=tuple(classes),
+        splits=summaries,
+        shards=tuple(shards),
+        source_rows=source.rows,
+        quarantined_rows=len(rejected),
+        has_weights=roster.weights is not None,
+        seed=settings.seed,
+        notes=(*source.notes, *notes, *empty),
+    )
+
+
 def _settle(target: str, rejected: Sequence[Rejected], rows: int, settings: PackSettings) -> None:
     write_quarantine(target, rejected)
     check_budget(rejected, rows, settings.max_bad_fraction, _BUDGET_SETTING)
+
+
+def _require_trainable(labels: Collection[str | None], train_rows: int, roles: Roles) -> None:
+    if len(labels) < 2:
+        what = f"one class only, {next(iter(labels))!r}" if labels else "no label"
+        raise DataError(
+            f"the label column {roles.label!r} has {what}: a classifier needs two or more. Check --label"
+        )
+    if not train_rows:
+        place = (
+            f"no record of the column {roles.split!r} is of it; check --split"
+            if roles.split
+            else "set --split-ratio"
+        )
+        raise DataError(f"the train split is empty, there is nothing to train on: {place}")
 
 
 def _split(source: Source, roster: Roster, roles: Roles, settings: PackSettings) -> NDArray[np.int64]:
@@ -349,26 +380,3 @@ def _in_order(
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
-
-
-def _classes(summaries: dict[str, SplitSummary]) -> tuple[str, ...]:
-    return tuple(sorted(set().union(*(summary.classes for summary in summaries.values()))))
-
-
-def _check_classes(labels: Iterable[str | None], column: str) -> None:
-    names = {name for name in labels if name is not None}
-    if len(names) < 2:
-        what = f"one class only, {names.pop()!r}" if names else "no label"
-        raise DataError(
-            f"the label column {column!r} has {what}: a classifier needs two or more. Check --label"
-        )
-
-
-def _role_notes(roles: Roles, split_column: str | None, summaries: dict[str, SplitSummary]) -> list[str]:
-    notes = []
-    if roles.split is not None and split_column is None:
-        notes.append(f"the splits are those of the column {roles.split!r}")
-    if roles.weight is not None:
-        notes.append(f"the column {roles.weight!r} is the weight of the records")
-    notes += [f"the split {split!r} is empty" for split in SPLITS if not summaries[split].rows]
-    return notes

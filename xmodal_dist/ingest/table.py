@@ -161,7 +161,8 @@ def _read_csv(payload: bytes, name: str) -> _Part:
 def _csv_rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str] | str]:
     """The cells of each row, or what is wrong with it; blank lines are no rows.
 
-    A quote that is never closed costs its own line only: reading goes on with the next.
+    Reading goes on with the line after the one where a bad row began: a quote that is not closed costs one line, not
+    the records up to the next quote.
     """
     at = 0
     while at < len(lines):
@@ -174,8 +175,7 @@ def _csv_rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str] | str]
                 begin = at + reader.line_num
             return
         except csv.Error as error:
-            unclosed = "expected after" not in str(error)
-            at = begin + 1 if unclosed else at + reader.line_num
+            at = begin + 1
             yield f"line {begin + 1}: {'a quote is not closed' if 'end of data' in str(error) else error}"
 
 

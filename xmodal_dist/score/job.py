@@ -7,6 +7,7 @@ record or score one twice.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
-from xmodal_dist import __version__, runtime
+from xmodal_dist import __version__, runtime, storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
-from xmodal_dist.errors import UsageError
+from xmodal_dist.errors import BudgetExceededError, RunAgainError, UsageError, XmodalError
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import Identity, Part, ScoreManifest
 from xmodal_dist.score.progress import Progress
@@ -26,7 +27,7 @@ from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
 from xmodal_dist.score.worker import Job, ScoreWorker, part_from_receipt, subset_names
 from xmodal_dist.settings import Settings
 
-__all__ = ["ScoreResult", "ScoreSettings", "score"]
+__all__ = ["Run", "ScoreResult", "ScoreSettings", "prepare", "score"]
 
 _BUDGET_SETTING = "score.max_bad_fraction"
 
@@ -78,6 +79,15 @@ class ScoreResult(NamedTuple):
     rows_scored_now: int
 
 
+class Run(NamedTuple):
+    """A run before it starts: the model, what to read, what it is, and what its workers share."""
+
+    model: Bundle
+    plan: Plan
+    identity: Identity
+    job: Job
+
+
 def score(
     bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings, num_workers: int | None = None
 ) -> ScoreResult:
@@ -88,14 +98,41 @@ def score(
         inputs: Parquet files, globs, folders of them, or packed datasets.
         output: path or URI of the output; on several nodes, one that all of them reach.
         settings: how to score.
-        num_workers: actors; None takes one per GPU, or one per CPU but one.
+        num_workers: actors; None takes one per GPU, else one per CPU.
 
     Raises:
         UsageError: an input or column is absent, or the output holds something else.
         DataError: an input file is damaged or changed.
         SpecDiffersError: the output belongs to a run with another bundle, input or settings.
         BudgetExceededError: too many records were rejected; what was scored stays, no manifest is written.
+        RunAgainError: Ray lost workers beyond what it repairs by itself; the same call goes on.
     """
+    run = prepare(bundle, inputs, output, settings)
+    plan, output = run.plan, run.job.output
+    ledger.open_run(output, run.identity, plan)
+    finished = ledger.load_manifest(output)
+    if finished is not None:
+        return ScoreResult(output, finished, 0)
+    before = ledger.committed_units(output) & {u.number for u in plan.units}
+    parts = {part.footer.unit: part for part in ledger.read_parts(output, sorted(before))}
+    waiting = [unit for unit in plan.units if unit.number not in parts]
+    reasons = Counter[str]()
+    for part in parts.values():
+        reasons.update(part.footer.reasons)
+    with Progress(plan.rows, sum(p.footer.rows_in for p in parts.values())) as progress:
+        for part in _score_units(run.job, waiting, num_workers):
+            parts[part.footer.unit] = part
+            reasons.update(part.footer.reasons)
+            progress.add(part.footer.rows_in, part.footer.rows_bad)
+            _check_budget(reasons, run, settings)
+    _check_budget(reasons, run, settings)
+    manifest = ledger.finalise(output, run.identity, plan, parts, run.model.classes, run.job.schema)
+    return ScoreResult(output, manifest, sum(unit.rows for unit in waiting))
+
+
+def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings) -> Run:
+    """Plan a run without writing anything; arguments and errors as in :func:`score`."""
+    bundle, output = storage.absolute(bundle), storage.absolute(output)
     model = load_bundle(bundle)
     plan = make_plan(inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes)
     identity = Identity(
@@ -107,35 +144,27 @@ def score(
         settings=settings.identity(),
         code=__version__,
     )
-    job = _job(bundle, output, model, settings, plan, identity.digest)
-    ledger.open_run(output, identity, plan)
-    finished = ledger.load_manifest(output)
-    if finished is not None:
-        return ScoreResult(output, finished, 0)
-    before = ledger.committed_units(output) & {u.number for u in plan.units}
-    parts = {part.footer.unit: part for part in ledger.read_parts(output, sorted(before))}
-    waiting = [unit for unit in plan.units if unit.number not in parts]
-    reasons = Counter[str]()
-    for part in parts.values():
-        reasons.update(part.footer.reasons)
-    with Progress(plan.rows, sum(p.footer.rows_in for p in parts.values())) as progress:
-        for part in _score_units(job, waiting, num_workers):
-            parts[part.footer.unit] = part
-            reasons.update(part.footer.reasons)
-            progress.add(part.footer.rows_in, part.footer.rows_bad)
-            check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
-    check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
-    manifest = ledger.finalise(output, identity, plan, parts, model.classes, job.schema)
-    return ScoreResult(output, manifest, sum(unit.rows for unit in waiting))
+    return Run(model, plan, identity, _job(bundle, output, model, settings, plan, identity.digest))
+
+
+def _check_budget(reasons: Counter[str], run: Run, settings: ScoreSettings) -> None:
+    """Against the rows of the whole plan, so that a run stops as soon as its end is certain."""
+    try:
+        check_budget(reasons, run.plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
+    except BudgetExceededError as error:
+        where = storage.join(run.job.output, ledger.QUARANTINE)
+        raise BudgetExceededError(f"{error} Each is named in {where}.") from error
 
 
 def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
     """Every column that the run reads from the input, with what to do where one is absent."""
     needs = needs_of(bundle.specs, settings.columns)
-    if settings.id_column is not None:
-        needs.append(Need(settings.id_column, "--set score.id_column", "name the column of the ids"))
+    name_it = "name the column of the ids with --set score.id_column=COLUMN"
+    is_default = settings.id_column is None
+    needs.append(Need(settings.id_column or ID, "the output's id", name_it, "names", optional=is_default))
     if settings.evaluation:
-        needs.append(Need(LABEL, "evaluation", f"give an input with the true class in the column {LABEL!r}"))
+        remedy = f"give an input with the true class in the column {LABEL!r}"
+        needs.append(Need(LABEL, "evaluation", remedy, "names"))
     needs += [Need(c, "--set score.passthrough", "leave it out there") for c in settings.passthrough]
     return needs
 
@@ -160,8 +189,8 @@ def _job(bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan:
 
 
 def _schema(model: Bundle, settings: ScoreSettings, plan: Plan, id_column: str | None) -> pa.Schema:
-    """Columns of every part."""
-    all_classes = pa.list_(pa.float32(), len(model.classes))
+    """Columns of every part; the elements of lists have the name that Parquet gives them."""
+    all_classes = pa.list_(pa.field("element", pa.float32()), len(model.classes))
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
     if settings.evaluation and not id_column:
@@ -170,8 +199,8 @@ def _schema(model: Bundle, settings: ScoreSettings, plan: Plan, id_column: str |
         *names,
         ("label", pa.string()),
         ("probability", pa.float32()),
-        ("top_k", pa.list_(pair)),
-        ("modalities", pa.list_(pa.string())),
+        ("top_k", pa.list_(pa.field("element", pair))),
+        ("modalities", pa.list_(pa.field("element", pa.string()))),
     ]
     if settings.probabilities or settings.evaluation:
         columns.append(("probabilities", all_classes))
@@ -199,8 +228,7 @@ def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> It
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    size = min(num_workers or gpus or max(1, int(cpus) - 1), len(units))
-    use_gpu = gpus >= size
+    size = min(num_workers or gpus or max(1, int(cpus)), len(units))
     dataset = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
     receipts = dataset.map_batches(
         ScoreWorker,
@@ -208,9 +236,17 @@ def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> It
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=runtime.plan_placement(cpus, size).worker_cpus,
-        num_gpus=1 if use_gpu else None,
+        num_gpus=min(1.0, math.floor(gpus / size * 1e4) / 1e4) if gpus else None,
         compute=ActorPoolStrategy(size=size),
     )
-    for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(table, pa.Table)
-        yield from (part_from_receipt(receipt) for receipt in table.to_pylist())
+    try:
+        for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
+            yield from (part_from_receipt(receipt) for receipt in table.to_pylist())
+    except ray.exceptions.RayTaskError as error:
+        message = (
+            f"a worker failed, and would again: {error}\nWhat is committed stays; mend the cause and go on"
+        )
+        raise XmodalError(message) from error
+    except ray.exceptions.RayError as error:
+        raise RunAgainError(f"workers were lost: {error}\nThe same command goes on from here") from error

@@ -12,7 +12,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,13 +46,15 @@ class Need(NamedTuple):
         column: its name in the files.
         use: what reads it, for messages.
         remedy: what to change where it is absent.
-        is_media: True if its values must be bytes, paths or URIs.
+        holds: ``media`` if its values must be bytes, paths or URIs; ``names`` if they must be text or numbers.
+        optional: True if all files may lack it; some may not.
     """
 
     column: str
     use: str
     remedy: str
-    is_media: bool = False
+    holds: Literal["media", "names", "anything"] = "anything"
+    optional: bool = False
 
 
 class Unit(NamedTuple):
@@ -120,15 +122,15 @@ def needs_of(specs: Sequence[FieldSpec], columns: Mapping[str, str]) -> list[Nee
     for name in columns:
         if name not in known:
             raise UsageError(
-                f"columns.{name}: no field of the bundle reads {name!r}; they read {_listed(known)}"
+                f"score.columns.{name}: no field of the bundle reads {name!r}; they read {_listed(known)}"
             )
     needs = []
     for spec in specs:
-        names = [columns.get(c, c) for c in spec.columns]
-        for name in names:
-            example = ",".join("COLUMN" if other == name else other for other in names)
-            remedy = f"name the right column with --field {spec.name}={spec.settings.kind}:{example}"
-            needs.append(Need(name, f"field {spec.name!r} of the bundle", remedy, spec.modality.is_media))
+        for own in spec.columns:
+            name = columns.get(own, own)
+            holds: Literal["media", "anything"] = "media" if spec.modality.is_media else "anything"
+            remedy = f"name the right one with --set score.columns.{own}=COLUMN"
+            needs.append(Need(name, f"field {spec.name!r} of the bundle", remedy, holds))
     return needs
 
 
@@ -244,19 +246,7 @@ def _read_footer(path: str, needs: Sequence[Need]) -> _File:
         raise DataError(
             f"{path} ({size} bytes) cannot be read as Parquet, it may be truncated: {error}"
         ) from error
-    for need in needs:
-        if need.column not in schema.names:
-            near = difflib.get_close_matches(need.column, schema.names, n=3, cutoff=0.4)
-            hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
-            raise UsageError(
-                f"{path} has no column {need.column!r}, which {need.use} needs{hint}. "
-                f"Its columns: {_listed(schema.names)}. To go on, {need.remedy}"
-            )
-        kind = schema.field(need.column).type
-        if need.is_media and not (holds_bytes(kind) or holds_text(kind)):
-            raise UsageError(
-                f"{path}: column {need.column!r} is {kind}, but {need.use} needs bytes, paths or URIs; {need.remedy}"
-            )
+    _check_columns(path, schema, needs)
     used = {need.column for need in needs}
     places = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in used]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -264,11 +254,37 @@ def _read_footer(path: str, needs: Sequence[Need]) -> _File:
     return _File(path, pin, sizes, schema)
 
 
+def _check_columns(path: str, schema: pa.Schema, needs: Sequence[Need]) -> None:
+    for need in needs:
+        if need.column not in schema.names:
+            if need.optional:
+                continue
+            near = difflib.get_close_matches(need.column, schema.names, n=3, cutoff=0.4)
+            hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
+            raise UsageError(
+                f"{path} has no column {need.column!r}, which {need.use} needs{hint}. "
+                f"Its columns: {_listed(schema.names)}. To go on, {need.remedy}"
+            )
+        kind = schema.field(need.column).type
+        if need.holds == "media" and not (holds_bytes(kind) or holds_text(kind)):
+            expected = "bytes, paths or URIs"
+        elif need.holds == "names" and (pa.types.is_nested(kind) or holds_bytes(kind)):
+            expected = "text or numbers"
+        else:
+            continue
+        raise UsageError(
+            f"{path}: column {need.column!r} is {kind}, but {need.use} needs {expected}; {need.remedy}"
+        )
+
+
 def _check_types(files: Sequence[_File], needs: Sequence[Need]) -> None:
     first = files[0]
     for file in files[1:]:
         for need in needs:
-            found, expected = (f.schema.field(need.column).type for f in (file, first))
+            found, expected = (
+                str(f.schema.field(need.column).type) if need.column in f.schema.names else "absent"
+                for f in (file, first)
+            )
             if found != expected:
                 raise DataError(
                     f"{file.path}: column {need.column!r} is {found}, but {expected} in {first.path}; "

@@ -82,18 +82,13 @@ class ScoreWorker:
 
     Args:
         job: what the workers of the run share.
-
-    Raises:
-        CheckpointError: the bundle is not the one that the run was planned with.
     """
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
         self._job = job
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._bundle = load_bundle(job.bundle, self._device)
-        if self._bundle.fingerprint != job.fingerprint:
-            raise CheckpointError(f"{job.bundle} was replaced while the run was going on; score with it anew")
+        self._loaded: Bundle | None = None
 
     def __call__(self, units: pa.Table) -> pa.Table:
         """Score and commit units. An error raised on purpose travels as a receipt, so that its class survives."""
@@ -101,13 +96,24 @@ class ScoreWorker:
         for row in units.to_pylist():
             receipt = failure = kind = ""
             try:
-                receipt = to_json(score_unit(self._job, self._bundle, self._device, Unit(**row)))
+                receipt = to_json(score_unit(self._job, self._bundle(), self._device, Unit(**row)))
             except XmodalError as error:
                 failure, kind = str(error), type(error).__name__
             receipts.append(receipt)
             failures.append(failure)
             kinds.append(kind)
         return pa.table({"part": receipts, "failure": failures, "kind": kinds})
+
+    def _bundle(self) -> Bundle:
+        """The bundle, loaded once; with the first unit, so that an error has a receipt to travel on."""
+        if self._loaded is None:
+            bundle = load_bundle(self._job.bundle, self._device)
+            if bundle.fingerprint != self._job.fingerprint:
+                raise CheckpointError(
+                    f"{self._job.bundle} was replaced while the run was going on; score with it anew"
+                )
+            self._loaded = bundle
+        return self._loaded
 
 
 def part_from_receipt(receipt: dict[str, str]) -> Part:

@@ -1,0 +1,485 @@
+"""Packing: every record is packed or quarantined, equal sources give equal bytes, and errors say what to change."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shutil
+import wave
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from xmodal_dist.dataset.manifest import Manifest, load_manifest
+from xmodal_dist.dataset.schema import parse_field
+from xmodal_dist.dataset.verify import verify_dataset
+from xmodal_dist.errors import BudgetExceededError, DataError, UsageError
+from xmodal_dist.ingest.pack import PackSettings, pack
+from xmodal_dist.ingest.progress import ConsoleProgress
+
+LENIENT = PackSettings(max_bad_fraction=0.5)
+
+
+def _png(seed: int, side: int = 12) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(
+        sink, "PNG"
+    )
+    return sink.getvalue()
+
+
+def _wav(seed: int, rate_hz: int = 8000, samples: int = 800) -> bytes:
+    sink = io.BytesIO()
+    with wave.open(sink, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate_hz)
+        file.writeframes(np.random.default_rng(seed).integers(-9000, 9000, samples).astype("<i2").tobytes())
+    return sink.getvalue()
+
+
+def _csv(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def _source(folder: Path, rows: int = 60) -> tuple[str, list[dict[str, Any]]]:
+    """A CSV of images, recordings, sentences and numbers, and its rows to change."""
+    records = []
+    for index in range(rows):
+        for name, payload in ((f"i/{index}.png", _png(index)), (f"a/{index}.wav", _wav(index))):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(payload)
+        records.append(
+            {
+                "id": f"r{index}",
+                "label": "abc"[index % 3],
+                "image": f"i/{index}.png",
+                "audio": f"a/{index}.wav",
+                "words": f"number {index} of a few words",
+                "height": index * 0.5,
+                "colour": ["red", "blue"][index % 2],
+            }
+        )
+    return _csv(folder / "t.csv", records), records
+
+
+def _packed(dataset: str | Path) -> list[dict[str, Any]]:
+    manifest = load_manifest(str(dataset))
+    rows = [row for shard in manifest.shards for row in pq.read_table(Path(dataset) / shard.path).to_pylist()]
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _quarantine(dataset: str | Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(Path(dataset) / "quarantine" / "part-00000.parquet").to_pylist())
+
+
+def _files(dataset: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(dataset)): p.read_bytes() for p in sorted(dataset.rglob("*")) if p.is_file()}
+
+
+def _assert_rows_add_up(manifest: Manifest, dataset: str | Path) -> None:
+    assert manifest.source_rows == sum(s.rows for s in manifest.splits.values()) + manifest.quarantined_rows
+    result = verify_dataset(str(dataset))
+    assert (result.lost, result.duplicated, result.failed_checks) == (0, 0, [])
+
+
+def test_every_value_arrives_under_its_source_name(tmp_path: Path) -> None:
+    source, records = _source(tmp_path / "raw")
+    manifest = pack(source, str(tmp_path / "out"))
+    rows = {row["id"]: row for row in _packed(tmp_path / "out")}
+    assert len(rows) == 60
+    for index, record in enumerate(records):
+        row = rows[record["id"]]
+        assert row == {
+            "id": f"r{index}",
+            "image": _png(index),
+            "audio": _wav(index),
+            "words": record["words"],
+            "height": record["height"],
+            "colour": record["colour"],
+            "label": record["label"],
+        }
+    assert {f.name: (f.kind, f.columns) for f in manifest.fields} == {
+        "image": ("image", ("image",)),
+        "audio": ("audio", ("audio",)),
+        "words": ("text", ("words",)),
+        "tabular": ("tabular", ("height", "colour")),
+    }
+    assert manifest.classes == ("a", "b", "c")
+    assert {s: v.rows for s, v in manifest.splits.items()} == {"train": 48, "val": 6, "test": 6}
+    assert manifest.splits["train"].classes == {"a": 16, "b": 16, "c": 16}
+    _assert_rows_add_up(manifest, tmp_path / "out")
+
+
+def test_equal_sources_give_equal_bytes_wherever_they_are(tmp_path: Path) -> None:
+    source, _ = _source(tmp_path / "raw")
+    shutil.copytree(tmp_path / "raw", tmp_path / "elsewhere" / "raw")
+    (tmp_path / "raw" / "i" / "3.png").write_bytes(b"")
+    (tmp_path / "elsewhere" / "raw" / "i" / "3.png").write_bytes(b"")
+    pack(source, str(tmp_path / "one"), settings=LENIENT)
+    pack(str(tmp_path / "elsewhere" / "raw" / "t.csv"), str(tmp_path / "two"), settings=LENIENT)
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+    threads = LENIENT.model_copy(update={"num_threads": 1})
+    pack(source, str(tmp_path / "three"), settings=threads)
+    assert _files(tmp_path / "one") == _files(tmp_path / "three")
+    assert not any(str(tmp_path).encode() in content for content in _files(tmp_path / "one").values())
+    pack(source, str(tmp_path / "four"), settings=PackSettings(max_bad_fraction=0.5, seed=1))
+    assert _files(tmp_path / "one") != _files(tmp_path / "four")
+
+
+def test_all_forms_of_a_source_give_the_same_records(tmp_path: Path) -> None:
+    source, records = _source(tmp_path / "raw", rows=30)
+    pack(source, str(tmp_path / "csv"))
+    raw = tmp_path / "raw"
+    inline = "data:image/png;base64," + base64.b64encode((raw / "i/0.png").read_bytes()).decode()
+    lines = [
+        {**r, "image": inline if i == 0 else f"file://{raw}/{r['image']}"} for i, r in enumerate(records)
+    ]
+    (raw / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pack(str(raw / "t.jsonl"), str(tmp_path / "jsonl"))
+    columns: dict[str, list[Any]] = {name: [r[name] for r in records] for name in records[0]}
+    columns["image"] = [(raw / name).read_bytes() for name in columns["image"]]
+    columns["audio"] = [{"bytes": (raw / name).read_bytes(), "path": None} for name in columns["audio"]]
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=7)
+    pack(str(tmp_path / "t.parquet"), str(tmp_path / "parquet"))
+    expected = _packed(tmp_path / "csv")
+    assert _packed(tmp_path / "jsonl") == expected
+    assert _packed(tmp_path / "parquet") == expected
+
+
+def test_class_folders_pack_with_their_splits(tmp_path: Path) -> None:
+    for index in range(24):
+        place = tmp_path / "raw" / ["train", "val", "test"][index // 8] / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index}.png").write_bytes(_png(index))
+        if index % 4:
+            (place / f"{index}.wav").write_bytes(_wav(index))
+    manifest = pack(str(tmp_path / "raw"), str(tmp_path / "out"))
+    assert {s: (v.rows, v.missing) for s, v in manifest.splits.items()} == {
+        s: (8, {"audio": 2, "image": 0}) for s in ("train", "val", "test")
+    }
+    assert _packed(tmp_path / "out")[0]["id"] == "test/a/16"
+    _assert_rows_add_up(manifest, tmp_path / "out")
+
+
+def test_source_and_output_may_be_uris() -> None:
+    for index in range(20):
+        with fsspec.open(f"memory://raw/{'ab'[index % 2]}/{index}.png", "wb") as handle:
+            handle.write(_png(index))
+    manifest = pack("memory://raw", "memory://packed")
+    assert load_manifest("memory://packed") == manifest
+    assert verify_dataset("memory://packed").failed_checks == []
+    with pytest.raises(UsageError, match="--overwrite"):
+        pack("memory://raw", "memory://packed")
+    assert pack("memory://raw", "memory://packed", overwrite=True) == manifest
+
+
+def test_ids_come_from_file_and_row_where_no_column_has_them(tmp_path: Path) -> None:
+    source = _csv(tmp_path / "t.csv", [{"label": "ab"[i % 2], "words": f"w {i}"} for i in range(10)])
+    pack(source, str(tmp_path / "out"))
+    assert [row["id"] for row in _packed(tmp_path / "out")] == [f"t.csv#{i}" for i in range(10)]
+
+
+def test_weights_are_packed_and_checked(tmp_path: Path) -> None:
+    records = [{"label": "ab"[i % 2], "words": f"w {i}", "weight": 0.5 * i} for i in range(10)]
+    records[3]["weight"], records[4]["weight"] = -1, ""
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"), settings=LENIENT)
+    assert manifest.has_weights
+    assert {r["id"]: r["weight"] for r in _packed(tmp_path / "out")}["t.csv#4"] == 1.0
+    (bad,) = _quarantine(tmp_path / "out")
+    assert (bad["row"], bad["field"], bad["reason"]) == (3, "weight", "value_nonfinite")
+
+
+def test_media_are_made_smaller_where_asked(tmp_path: Path) -> None:
+    source, _ = _source(tmp_path / "raw", rows=20)
+    settings = PackSettings(max_image_side_px=6, audio_sample_rate_hz=4000)
+    pack(source, str(tmp_path / "out"), settings=settings)
+    row = _packed(tmp_path / "out")[0]
+    assert max(Image.open(io.BytesIO(row["image"])).size) == 6
+    assert len(row["audio"]) < len(_wav(0))
+
+
+def test_columns_that_tell_nothing_or_all_are_named(tmp_path: Path) -> None:
+    records = [
+        {
+            "label": "ab"[i % 2],
+            "words": f"some words {i * 7919 % 10}",
+            "serial": i + 1000,
+            "code": f"X{i:04}",
+            "always": "same",
+            "never": "",
+            "leak": "uv"[i % 2],
+            "clip": f"c/{i}.xyz",
+        }
+        for i in range(60)
+    ]
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"))
+    assert {c for f in manifest.fields for c in f.columns} == {"words", "leak"}
+    notes = "\n".join(manifest.notes)
+    assert "'serial' left out: its whole numbers are all different, as of an identifier" in notes
+    assert "'code' left out: its words are all different, as of an identifier" in notes
+    assert "'always' left out: it has the same value in every record" in notes
+    assert "'never' left out: it has no values" in notes
+    assert "'clip' left out: its values look like names of files of no known kind" in notes
+    assert "'leak' tells the label in every record" in notes
+
+
+@pytest.mark.parametrize(
+    "spelling", [("train", "val", "test"), ("Training", "VALID", " test "), ("train", "dev", "test")]
+)
+def test_splits_from_a_column(tmp_path: Path, spelling: tuple[str, str, str]) -> None:
+    records = [{"label": "ab"[i % 2], "words": f"w {i}", "part": spelling[i // 10]} for i in range(30)]
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"), split_column="part")
+    assert [manifest.splits[s].rows for s in ("train", "val", "test")] == [10, 10, 10]
+    assert [f.columns for f in manifest.fields] == [("words",)]
+
+
+def test_a_split_without_records_is_noted_and_a_record_without_split_quarantined(tmp_path: Path) -> None:
+    records = [{"label": "ab"[i % 2], "words": f"w {i}", "split": "train" if i else ""} for i in range(30)]
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"), settings=LENIENT)
+    assert manifest.splits["val"].rows == manifest.splits["test"].rows == 0
+    assert "the split 'val' is empty" in manifest.notes
+    assert "the splits are those of the column 'split'" in manifest.notes
+    assert _quarantine(tmp_path / "out")[0]["reason"] == "column_missing"
+
+
+def test_a_set_ratio_makes_the_splits_even_if_a_column_names_some(tmp_path: Path) -> None:
+    records = [{"label": "ab"[i % 2], "words": f"w {i}", "split": "train"} for i in range(40)]
+    settings = PackSettings(split_ratio=(0.5, 0.25, 0.25))
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"), settings=settings)
+    assert [manifest.splits[s].rows for s in ("train", "val", "test")] == [20, 10, 10]
+
+
+def test_groups_stay_on_one_side(tmp_path: Path) -> None:
+    records = [
+        {"id": i, "label": "ab"[i % 2], "words": f"w {i}", "speaker": f"s{i % 10}"} for i in range(100)
+    ]
+    settings = PackSettings(split_method="grouped", group_column="speaker")
+    manifest = pack(_csv(tmp_path / "t.csv", records), str(tmp_path / "out"), settings=settings)
+    sides: dict[str, set[str]] = {}
+    for shard in manifest.shards:
+        for record_id in pq.read_table(tmp_path / "out" / shard.path).column("id").to_pylist():
+            sides.setdefault(f"s{int(record_id) % 10}", set()).add(shard.split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert [manifest.splits[s].rows for s in ("train", "val", "test")] == [80, 10, 10]
+
+
+# --- bad input, read as a user would -------------------------------------------------------------------------------
+
+
+def test_five_percent_broken_records(tmp_path: Path) -> None:
+    """The default budget fails the job and leaves the list; a larger one packs the rest, and every row is somewhere."""
+    source, records = _source(tmp_path / "raw", rows=200)
+    raw = tmp_path / "raw"
+    (raw / "i/10.png").write_bytes(_png(10)[:60])
+    (raw / "i/11.png").write_bytes(b"")
+    (raw / "i/12.png").write_bytes(b"not an image at all")
+    (raw / "i/13.png").unlink()
+    (raw / "a/14.wav").write_bytes(_wav(14, samples=0))
+    (raw / "a/15.wav").write_bytes(b"RIFF")
+    records[16]["label"] = ""
+    records[17]["id"] = "r18"
+    lines = Path(_csv(raw / "t.csv", records)).read_bytes().split(b"\r\n")
+    lines[20] = lines[20].replace(b"words", b"w\xf6rter")
+    lines[21] = lines[21] + b",one more"
+    (raw / "t.csv").write_bytes(b"\r\n".join(lines))
+    out = tmp_path / "out"
+    with pytest.raises(BudgetExceededError) as caught:
+        pack(source, str(out))
+    assert caught.value.exit_code == 65
+    message = str(caught.value)
+    assert "10 of 200 records (5.00%) were rejected, more than pack.max_bad_fraction=0.01" in message
+    assert "t.csv row" in message
+    assert list(_files(out)) == ["quarantine/part-00000.parquet"]
+    manifest = pack(source, str(out), settings=PackSettings(max_bad_fraction=0.1))
+    assert (manifest.source_rows, manifest.quarantined_rows) == (200, 10)
+    _assert_rows_add_up(manifest, out)
+    reasons = {(r["row"], r["field"], r["reason"]) for r in _quarantine(out)}
+    assert reasons == {
+        (10, "image", "media_truncated"),
+        (11, "image", "media_empty"),
+        (12, "image", "media_unrecognised"),
+        (13, "image", "uri_not_found"),
+        (14, "audio", "audio_zero_length"),
+        (15, "audio", next(r["reason"] for r in _quarantine(out) if r["row"] == 15)),
+        (16, "label", "label_missing"),
+        (18, "id", "id_duplicate"),
+        (19, "words", "text_not_utf8"),
+        (20, "", "row_unreadable"),
+    }
+    assert all(r["source"] == "t.csv" and r["message"] for r in _quarantine(out))
+    packed = {row["id"] for row in _packed(out)} | {r["id"] for r in _quarantine(out)}
+    assert packed | {"r17", "r19", "r20", ""} == {r["id"] for r in records} | {"", "r17"}
+
+
+def test_a_missing_or_empty_source(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere.csv' does not exist"):
+        pack(str(tmp_path / "nowhere.csv"), str(tmp_path / "out"))
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match="empty.csv is empty"):
+        pack(str(tmp_path / "empty.csv"), str(tmp_path / "out"))
+    (tmp_path / "header.csv").write_text("id,label\n")
+    with pytest.raises(DataError, match="header.csv' has no records"):
+        pack(str(tmp_path / "header.csv"), str(tmp_path / "out"))
+    (tmp_path / "broken.jsonl").write_text("{\n}\n")
+    with pytest.raises(BudgetExceededError, match="2 of 2 records"):
+        pack(str(tmp_path / "broken.jsonl"), str(tmp_path / "out"))
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    source, _ = _source(tmp_path / "raw", rows=20)
+    out = str(tmp_path / "out")
+    for arguments, message in (
+        ({"label": "lable"}, "--label: the source has no column 'lable'; did you mean 'label'"),
+        ({"id_column": "ix"}, "--id: the source has no column 'ix'; did you mean 'id'"),
+        ({"split_column": "zzz"}, "--split: the source has no column 'zzz'; its columns: id, label, image"),
+        (
+            {"fields": [parse_field("x=image:imgae")]},
+            "field 'x': the source has no column 'imgae'; did you mean 'image'",
+        ),
+        ({"fields": [parse_field("x=picture:image")]}, "unknown field kind 'picture'"),
+        ({"fields": [parse_field("x=image:height,image")]}, "reads one column, not 2"),
+        ({"label": "colour", "fields": [parse_field("colour=text")]}, "'colour', which is the label"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            pack(source, out, **arguments)  # type: ignore[arg-type]
+        assert message in str(caught.value)
+    source = _csv(tmp_path / "t.csv", [{"kind": "ab"[i % 2], "words": f"w {i}"} for i in range(10)])
+    with pytest.raises(
+        UsageError, match="no column 'label'; name the column of the class with --label.*one of: kind"
+    ):
+        pack(source, out)
+    assert not Path(out).exists()
+
+
+def test_a_media_field_of_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"label": "{"ab"[i % 2]}", "x": {i}}}\n' for i in range(9)))
+    with pytest.raises(
+        UsageError, match="column 'x' holds int64; expected bytes, paths or URIs of image files"
+    ):
+        pack(str(tmp_path / "t.jsonl"), str(tmp_path / "out"), fields=[parse_field("x=image")])
+
+
+def test_one_class_or_no_training_records(tmp_path: Path) -> None:
+    rows = [{"label": "a", "words": f"w {i}"} for i in range(10)]
+    with pytest.raises(DataError, match="'label' has one class only, 'a': a classifier needs two"):
+        pack(_csv(tmp_path / "one.csv", rows), str(tmp_path / "out"))
+    rows = [{"label": "ab"[i % 2], "words": f"w {i}", "split": "test"} for i in range(10)]
+    with pytest.raises(DataError, match="the train split is empty.*column 'split'"):
+        pack(_csv(tmp_path / "test.csv", rows), str(tmp_path / "out"))
+    rows = [{"label": "ab"[i % 2], "words": f"w {i}", "split": "holdout"} for i in range(10)]
+    with pytest.raises(DataError, match=r"10 record\(s\) with 'holdout'; expected one of train, training"):
+        pack(_csv(tmp_path / "odd.csv", rows), str(tmp_path / "out"), split_column="split")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_something(tmp_path: Path) -> None:
+    source, _ = _source(tmp_path / "raw", rows=20)
+    with pytest.raises(UsageError, match="already holds something else"):
+        pack(source, str(tmp_path / "raw"), overwrite=True)
+    out = str(tmp_path / "out")
+    manifest = pack(source, out)
+    with pytest.raises(UsageError, match="already holds a dataset.*--overwrite"):
+        pack(source, out)
+    with pytest.raises(UsageError, match="did you mean 'label'"):
+        pack(source, out, label="labels", overwrite=True)
+    assert load_manifest(out) == manifest, "a typing error cost the old dataset"
+    smaller, _ = _source(tmp_path / "smaller", rows=10)
+    assert pack(smaller, out, overwrite=True).source_rows == 10
+    _assert_rows_add_up(load_manifest(out), out)
+
+
+def test_an_interrupted_run_leaves_no_dataset(tmp_path: Path) -> None:
+    source, _ = _source(tmp_path / "raw", rows=60)
+
+    def interrupt(done: int, rejected: int, total: int) -> None:
+        if done == 55:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, str(tmp_path / "out"), progress=interrupt)
+    assert _files(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"split_ratio": (0.8, 0.1, 0.2)}, "three shares that sum to 1"),
+        ({"split_ratio": (0.0, 0.5, 0.5)}, "the first above 0"),
+        ({"split_method": "grouped"}, "need each other"),
+        ({"group_column": "speaker"}, "need each other"),
+        ({"max_bad_frac": 0.1}, "did you mean 'max_bad_fraction'"),
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PackSettings(**values)
+
+
+def test_progress_counts_every_record_and_shows_a_line(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    source, _ = _source(tmp_path / "raw", rows=40)
+    (tmp_path / "raw" / "i/1.png").unlink()
+    console = Console(file=io.StringIO())
+    with ConsoleProgress("packing", console) as progress:
+        pack(source, str(tmp_path / "out"), settings=LENIENT, progress=progress)
+    assert "packing: 40/40 records" in console.file.getvalue()
+    assert "1 rejected" in console.file.getvalue()
+
+
+# --- the development data, whole -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [("image=image", "audio=audio"), ()])
+def test_digits_av_packs_whole(shared_data: Path, tmp_path: Path, fields: tuple[str, ...]) -> None:
+    source = str(shared_data / "digits_av" / "manifest.csv")
+    manifest = pack(
+        source, str(tmp_path / "out"), fields=[parse_field(f) for f in fields] or None, split_column="split"
+    )
+    assert {s: v.rows for s, v in manifest.splits.items()} == {"train": 2400, "val": 300, "test": 300}
+    assert (manifest.source_rows, manifest.quarantined_rows) == (3000, 0)
+    assert manifest.classes == tuple("0123456789")
+    kinds = {f.name: f.kind for f in manifest.fields}
+    assert kinds["image"] == "image"
+    assert kinds["audio"] == "audio"
+    _assert_rows_add_up(manifest, tmp_path / "out")
+
+
+EMOJI_FIELDS = (
+    "image=image",
+    "image_noto=image",
+    "text=text:title,keywords",
+    "tabular=tabular:unicode_version,emoji_version,drawn_year,n_codepoints,is_zwj_sequence,has_variation_selector,"
+    "supports_skin_tone,default_text_style",
+)
+
+
+@pytest.mark.parametrize("fields", [EMOJI_FIELDS, ()])
+def test_emoji_groups_packs_whole(shared_data: Path, tmp_path: Path, fields: tuple[str, ...]) -> None:
+    source = str(shared_data / "emoji_groups" / "manifest.jsonl")
+    manifest = pack(
+        source, str(tmp_path / "out"), fields=[parse_field(f) for f in fields] or None, split_column="split"
+    )
+    assert {s: v.rows for s, v in manifest.splits.items()} == {"train": 1475, "val": 212, "test": 423}
+    assert (manifest.source_rows, manifest.quarantined_rows) == (2110, 0)
+    assert sum(v.missing["image_noto"] for v in manifest.splits.values()) == 2110 - 1906
+    if not fields:
+        columns = {c for f in manifest.fields for c in f.columns}
+        assert not columns & {"char", "hexcode", "video"}
+        assert any("'subgroup' tells the label in every record" in note for note in manifest.notes)
+    _assert_rows_add_up(manifest, tmp_path / "out")
