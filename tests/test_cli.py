@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY_FIELDS
 
 from xmodal_dist.cli import main
 
+FIELDS = ("picture=image", "caption=text", "weather=tabular:height,kind_of_day")
 TRAIN = ("--set", "train.epochs=6", "--set", "train.batch_size=24", "--set", "model.width=16")
 
 
@@ -31,7 +31,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _main_job(capsys: pytest.CaptureFixture[str], source: Path, place: Path) -> dict[str, Any]:
     dataset, run, bundle = str(place / "dataset"), str(place / "run"), str(place / "run" / "bundle")
-    fields = [part for field in TINY_FIELDS for part in ("--field", field)]
+    fields = [part for field in FIELDS for part in ("--field", field)]
     _xmodal(capsys, "pack", str(source), dataset, *fields)
     _xmodal(capsys, "train", "--data", dataset, "--output", run, "--num-workers", "2", *TRAIN)
     out, _ = _xmodal(

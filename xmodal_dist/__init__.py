@@ -10,12 +10,12 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from xmodal_dist.version import __version__
+
 if TYPE_CHECKING:
     from xmodal_dist.api import doctor, evaluate, inspect, pack, score, train, verify
 
 __all__ = ["__version__", "doctor", "evaluate", "inspect", "pack", "score", "train", "verify"]
-
-__version__ = "0.1.0"
 
 
 class _Function:

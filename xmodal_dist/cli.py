@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from xmodal_dist import __version__
 from xmodal_dist.errors import UsageError, VerificationError, XmodalError
+from xmodal_dist.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -26,22 +26,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(
+_config_app = typer.Typer(
     help="Settings of a run: defaults, schema, and the check of a file.", no_args_is_help=True
 )
-app.add_typer(config_app, name="config")
+app.add_typer(_config_app, name="config")
 
-Config = Annotated[str | None, typer.Option("--config", help="YAML file of settings.")]
-Overrides = Annotated[
+_Config = Annotated[str | None, typer.Option("--config", help="YAML file of settings.")]
+_Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-NumWorkers = Annotated[
+_AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_NumWorkers = Annotated[
     int | None, typer.Option("--num-workers", min=1, help="Workers; default: by the hardware.")
 ]
-BundlePath = Annotated[str, typer.Option("--bundle", help="The trained model, for example RUN/bundle.")]
-DataPath = Annotated[str, typer.Option("--data", help="A packed dataset.")]
+_BundlePath = Annotated[str, typer.Option("--bundle", help="The trained model, for example RUN/bundle.")]
+_DataPath = Annotated[str, typer.Option("--data", help="A packed dataset.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,9 +91,9 @@ def pack(
         typer.Option("--split-ratio", metavar="TRAIN,VAL,TEST", help="For example 0.8,0.1,0.1."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset that is there.")] = False,
-    config: Config = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
+    config: _Config = None,
+    overrides: _Overrides = None,
+    as_json: _AsJson = False,
 ) -> None:
     """Pack raw records into a dataset."""
     from xmodal_dist import api
@@ -122,7 +122,7 @@ def pack(
 
 @app.command()
 def inspect(
-    dataset: Annotated[str, typer.Argument(help="A packed dataset.")], as_json: AsJson = False
+    dataset: Annotated[str, typer.Argument(help="A packed dataset.")], as_json: _AsJson = False
 ) -> None:
     """Show a dataset, and what looks wrong in it."""
     from xmodal_dist import api
@@ -134,13 +134,13 @@ def inspect(
 
 @app.command()
 def train(
-    data: DataPath,
+    data: _DataPath,
     output: Annotated[str, typer.Option("--output", help="Run directory to write.")] = "runs/train",
-    config: Config = None,
-    overrides: Overrides = None,
-    num_workers: NumWorkers = None,
+    config: _Config = None,
+    overrides: _Overrides = None,
+    num_workers: _NumWorkers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-    as_json: AsJson = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Train a classifier on a packed dataset."""
     from xmodal_dist import api
@@ -159,12 +159,12 @@ def train(
 
 @app.command()
 def evaluate(
-    bundle: BundlePath,
-    data: DataPath,
+    bundle: _BundlePath,
+    data: _DataPath,
     output: Annotated[str, typer.Option("--output", help="Directory to write.")],
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
-    num_workers: NumWorkers = None,
-    as_json: AsJson = False,
+    num_workers: _NumWorkers = None,
+    as_json: _AsJson = False,
 ) -> None:
     """Evaluate a model: exact metrics, also for every subset of its modalities."""
     from xmodal_dist import api
@@ -175,16 +175,16 @@ def evaluate(
 
 @app.command()
 def score(
-    bundle: BundlePath,
+    bundle: _BundlePath,
     input: Annotated[
         list[str], typer.Option("--input", help="Parquet file, glob, folder or packed dataset.")
     ],
     output: Annotated[str, typer.Option("--output", help="Directory to write.")],
     more: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="More inputs.")] = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    num_workers: NumWorkers = None,
-    as_json: AsJson = False,
+    config: _Config = None,
+    overrides: _Overrides = None,
+    num_workers: _NumWorkers = None,
+    as_json: _AsJson = False,
 ) -> None:
     """Score records; the same command again continues a run that was stopped."""
     from xmodal_dist import api
@@ -201,7 +201,7 @@ def score(
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(help="A dataset, a bundle, or scoring output.")],
-    as_json: AsJson = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Check a dataset, a bundle or scoring output to the byte."""
     from xmodal_dist import api
@@ -216,7 +216,7 @@ def verify(
 @app.command()
 def doctor(
     path: Annotated[str | None, typer.Option(help="Where jobs will write; probed.")] = None,
-    as_json: AsJson = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Check this machine, Ray and storage; every finding says what to do."""
     from xmodal_dist import api
@@ -232,15 +232,15 @@ def doctor(
         raise XmodalError("a check failed: see above")
 
 
-@config_app.command("print")
-def config_print(config: Config = None, overrides: Overrides = None) -> None:
+@_config_app.command("print")
+def config_print(config: _Config = None, overrides: _Overrides = None) -> None:
     """Print all settings as YAML: the defaults, with a file and overrides on top."""
     from xmodal_dist import config as configuration
 
     print(configuration.dump(configuration.load(config, overrides or ())), end="")
 
 
-@config_app.command("schema")
+@_config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of a configuration file, for editors."""
     from xmodal_dist import config as configuration
@@ -248,7 +248,7 @@ def config_schema() -> None:
     print(configuration.json_schema())
 
 
-@config_app.command("validate")
+@_config_app.command("validate")
 def config_validate(file: Annotated[str, typer.Argument(help="YAML file of settings.")]) -> None:
     """Check a configuration file."""
     from xmodal_dist import config as configuration

@@ -30,12 +30,12 @@ NUM_BINS = 15
 
 _EPSILON = float(np.finfo(np.float32).eps)
 
-Ints = NDArray[np.integer[Any]]
-Floats = NDArray[np.floating[Any]]
+_Ints = NDArray[np.integer[Any]]
+_Floats = NDArray[np.floating[Any]]
 
 
 def confusion_matrix(
-    truth: Ints, predicted: Ints, num_classes: int, weights: NDArray[np.generic] | None = None
+    truth: _Ints, predicted: _Ints, num_classes: int, weights: NDArray[np.generic] | None = None
 ) -> NDArray[Any]:
     """Count rows by true and predicted class; matrices of parts of the data add up to that of the whole.
 
@@ -98,7 +98,7 @@ def from_confusion(matrix: NDArray[Any]) -> dict[str, float]:
 
 
 def per_class_metrics(
-    truth: Ints, probabilities: Floats, matrix: NDArray[Any], class_names: Sequence[str]
+    truth: _Ints, probabilities: _Floats, matrix: NDArray[Any], class_names: Sequence[str]
 ) -> dict[str, dict[str, float | int | None]]:
     """Metrics of each class against the rest, by class name.
 
@@ -127,7 +127,9 @@ def per_class_metrics(
     }
 
 
-def classification_metrics(truth: Ints, probabilities: Floats, class_names: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(
+    truth: _Ints, probabilities: _Floats, class_names: Sequence[str]
+) -> dict[str, Any]:
     """Everything that labels and probabilities determine; the predicted class is the most probable one.
 
     Args:
@@ -163,13 +165,13 @@ def classification_metrics(truth: Ints, probabilities: Floats, class_names: Sequ
     }
 
 
-def log_loss(truth: Ints, probabilities: Floats) -> float:
+def log_loss(truth: _Ints, probabilities: _Floats) -> float:
     """Mean negative natural logarithm of the true class's probability, clipped at float32's epsilon."""
     true_class = probabilities[np.arange(len(truth)), truth].astype(np.float64)
     return float(-np.log(np.clip(true_class, _EPSILON, 1.0)).mean()) + 0.0
 
 
-def reliability_bins(truth: Ints, probabilities: Floats, num_bins: int = NUM_BINS) -> dict[str, list[Any]]:
+def reliability_bins(truth: _Ints, probabilities: _Floats, num_bins: int = NUM_BINS) -> dict[str, list[Any]]:
     """Confidence against accuracy: the data of a reliability diagram.
 
     Bin b holds rows with confidence (probability of the predicted class) in (b / num_bins, (b + 1) /
@@ -192,7 +194,7 @@ def reliability_bins(truth: Ints, probabilities: Floats, num_bins: int = NUM_BIN
     }
 
 
-def expected_calibration_error(truth: Ints, probabilities: Floats, num_bins: int = NUM_BINS) -> float:
+def expected_calibration_error(truth: _Ints, probabilities: _Floats, num_bins: int = NUM_BINS) -> float:
     """Mean distance of confidence and accuracy over bins, weighted by rows; in [0, 1].
 
     Algorithm: Guo et al. 2017, "On Calibration of Modern Neural Networks", equal-width bins.
@@ -206,7 +208,7 @@ def expected_calibration_error(truth: Ints, probabilities: Floats, num_bins: int
     return float(sum(gaps) / len(truth))
 
 
-def _precision_recall_f1(matrix: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
+def _precision_recall_f1(matrix: NDArray[Any]) -> tuple[_Floats, _Floats, _Floats]:
     """Each [C]; NaN where the denominator is 0 (never predicted, no support, neither)."""
     hits = np.diag(matrix).astype(np.float64)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
@@ -214,7 +216,7 @@ def _precision_recall_f1(matrix: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
         return hits / predicted, hits / support, 2 * hits / (support + predicted)
 
 
-def _auroc(positive: NDArray[np.bool_], scores: Floats) -> float | None:
+def _auroc(positive: NDArray[np.bool_], scores: _Floats) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     if positive.all() or not positive.any():
@@ -222,7 +224,7 @@ def _auroc(positive: NDArray[np.bool_], scores: Floats) -> float | None:
     return float(roc_auc_score(positive, scores))
 
 
-def _checked(truth: Ints, probabilities: Floats, num_classes: int) -> tuple[Ints, Floats]:
+def _checked(truth: _Ints, probabilities: _Floats, num_classes: int) -> tuple[_Ints, _Floats]:
     truth, probabilities = np.asarray(truth), np.asarray(probabilities)
     if probabilities.shape != (len(truth), num_classes):
         raise ValueError(f"probabilities {probabilities.shape} must be [{len(truth)}, {num_classes}]")

@@ -17,6 +17,7 @@ from rich.text import Text
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
 from xmodal_dist.dataset.schema import ID
+from xmodal_dist.dataset.split import SPLITS
 from xmodal_dist.errors import DataError, UsageError
 
 __all__ = ["Finding", "Inspection", "inspect_dataset", "render_inspection"]
@@ -67,7 +68,8 @@ def inspect_dataset(dataset: str) -> Inspection:
         DataError: its manifest or a shard is damaged.
     """
     manifest = load_manifest(dataset)
-    splits = {name: summary.rows for name, summary in manifest.splits.items()}
+    summaries = {name: manifest.splits[name] for name in sorted(manifest.splits, key=_place)}
+    splits = {name: summary.rows for name, summary in summaries.items()}
     quarantined = _quarantined(dataset)
     findings = [
         *_class_findings(manifest),
@@ -82,15 +84,13 @@ def inspect_dataset(dataset: str) -> Inspection:
         )
     return Inspection(
         splits=splits,
-        classes={c: {s: v.classes.get(c, 0) for s, v in manifest.splits.items()} for c in manifest.classes},
+        classes={c: {s: v.classes.get(c, 0) for s, v in summaries.items()} for c in manifest.classes},
         fields=[
             {
                 "name": field.name,
                 "kind": field.kind,
                 "columns": list(field.columns),
-                "missing": {
-                    s: v.missing.get(field.name, 0) / max(v.rows, 1) for s, v in manifest.splits.items()
-                },
+                "missing": {s: v.missing.get(field.name, 0) / max(v.rows, 1) for s, v in summaries.items()},
             }
             for field in manifest.fields
         ],
@@ -132,6 +132,10 @@ def render_inspection(inspection: Inspection) -> list[Table | Text]:
     reasons = [f"quarantine: {reason} {count}" for reason, count in inspection.quarantined.items()]
     lines = [total, *reasons, *(findings or ["nothing looks wrong"])]
     return [fields, classes, shards, *(Text(line) for line in lines)]
+
+
+def _place(split: str) -> int:
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
 def _table(*columns: str) -> Table:
@@ -238,7 +242,7 @@ def _damage_named(dataset: str, path: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError, UsageError) as error:
         raise DataError(
-            f"{path} cannot be read: {error}. `xmodal verify {dataset}` lists all that is damaged"
+            f"{path} cannot be read: {str(error).rstrip('.')}. `xmodal verify {dataset}` lists all that is damaged"
         ) from error
 
 

@@ -28,7 +28,7 @@ __all__ = [
     "self_contained",
 ]
 
-UNDEFINED = "\N{EN DASH}"
+_UNDEFINED = "\N{EN DASH}"
 """What a page shows for a value that is not defined."""
 
 _REQUESTING = frozenset(
@@ -79,7 +79,7 @@ def _environment() -> jinja2.Environment:
 def number(value: float | None, digits: int = 3) -> str:
     """Integers with thousands separators, others with so many significant digits; a dash for None or NaN."""
     if value is None or not math.isfinite(value):
-        return UNDEFINED
+        return _UNDEFINED
     if isinstance(value, int) or (abs(value) >= 10**digits and value == round(value)):
         return f"{int(value):,}"
     if abs(value) >= 10 ** (digits - 1):
@@ -90,7 +90,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def score(value: float | None, digits: int = 3) -> str:
     """A value with fixed decimals; a dash for None or NaN. Never rounds a value below 1 up to 1."""
     if value is None or not math.isfinite(value):
-        return UNDEFINED
+        return _UNDEFINED
     shown = round(value, digits)
     return f"{1 - 10**-digits if shown == 1 and value < 1 else shown:.{digits}f}"
 
@@ -98,7 +98,7 @@ def score(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as a percentage; a dash for None or NaN. Never rounds a value below 1 up to 100 %."""
     if value is None or not math.isfinite(value):
-        return UNDEFINED
+        return _UNDEFINED
     shown = round(100 * value, digits)
     return f"{100 - 10**-digits if shown == 100 and value < 1 else shown:.{digits}f} %"
 
@@ -106,7 +106,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 def seconds(value: float | None) -> str:
     """A duration in the units a person would use; a dash for None or NaN."""
     if value is None or not math.isfinite(value):
-        return UNDEFINED
+        return _UNDEFINED
     if value < 1:
         return f"{value * 1000:.0f} ms"
     if round(value, 1) < 60:

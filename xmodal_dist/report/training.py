@@ -15,14 +15,14 @@ from xmodal_dist.report.page import render as render_page
 
 __all__ = ["render"]
 
-Line = Mapping[str, Any]
+_Line = Mapping[str, Any]
 
 _USEFUL_STAGES = ("forward", "backward", "optimizer")
 
 
 def render(
     run_name: str,
-    metrics_lines: Sequence[Line],
+    metrics_lines: Sequence[_Line],
     goodput: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
@@ -58,7 +58,7 @@ def render(
     )
 
 
-def _last_of_each(lines: Sequence[Line], event: str) -> list[Line]:
+def _last_of_each(lines: Sequence[_Line], event: str) -> list[_Line]:
     latest = {line[event]: line for line in lines if line["event"] == event}
     return [latest[key] for key in sorted(latest)]
 
@@ -68,8 +68,8 @@ def _finite(value: float | None) -> bool:
 
 
 def _cards(
-    steps: Sequence[Line],
-    epochs: Sequence[Line],
+    steps: Sequence[_Line],
+    epochs: Sequence[_Line],
     goodput: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None,
 ) -> list[Card]:
@@ -104,7 +104,7 @@ def _cards(
     ]
 
 
-def _charts(steps: Sequence[Line], epochs: Sequence[Line]) -> list[tuple[str, Markup]]:
+def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, Markup]]:
     """Title and figure of each chart that there is data for."""
     step, loss = _points(steps, "step", "loss")
     at, rate = _points(steps, "step", "records_per_s")
@@ -131,7 +131,7 @@ def _charts(steps: Sequence[Line], epochs: Sequence[Line]) -> list[tuple[str, Ma
     ]
 
 
-def _points(lines: Sequence[Line], x: str, y: str) -> tuple[list[float], list[float]]:
+def _points(lines: Sequence[_Line], x: str, y: str) -> tuple[list[float], list[float]]:
     """The lines that have a finite ``y``."""
     kept = [line for line in lines if _finite(line.get(y))]
     return [line[x] for line in kept], [line[y] for line in kept]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
-from xmodal_dist import __version__, runtime, storage
+from xmodal_dist import runtime, storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
@@ -26,6 +26,7 @@ from xmodal_dist.score.progress import Progress
 from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
 from xmodal_dist.score.worker import Job, ScoreWorker, part_from_receipt, subset_names
 from xmodal_dist.settings import Settings
+from xmodal_dist.version import __version__
 
 __all__ = ["Run", "ScoreResult", "ScoreSettings", "prepare", "score"]
 
