@@ -12,8 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 from xmodal_dist.dataset.inspect import Inspection, inspect_dataset, render_inspection
+from xmodal_dist.dataset.manifest import load_manifest, save_manifest
 from xmodal_dist.dataset.schema import parse_field
-from xmodal_dist.errors import UsageError
+from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.ingest.pack import PackSettings, pack
 
 
@@ -39,6 +40,14 @@ def _inspect(folder: Path, records: list[dict[str, Any]], *fields: str, bad: flo
 
 def _texts(inspection: Inspection, level: str = "warning") -> str:
     return "\n".join(finding.text for finding in inspection.findings if finding.level == level)
+
+
+def _shown(inspection: Inspection) -> str:
+    sink = io.StringIO()
+    console = Console(file=sink, width=160)
+    for part in render_inspection(inspection):
+        console.print(part)
+    return sink.getvalue()
 
 
 def _record(index: int, split: str, label: str, **values: Any) -> dict[str, Any]:
@@ -68,9 +77,7 @@ def test_a_sound_dataset_has_no_warnings_and_shows_as_tables(tmp_path: Path) -> 
     ]
     assert [shard["rows"] for shard in inspection.shards] == [100, 100, 100]
     assert json.loads(json.dumps(dataclasses.asdict(inspection)))["source_rows"] == 300
-    console = Console(file=io.StringIO(), width=120)
-    console.print(*render_inspection(inspection), sep="\n")
-    shown = console.file.getvalue()
+    shown = _shown(inspection)
     assert "words" in shown
     assert "data/train-00000.parquet" in shown
     assert "300 records read = 300 packed + 0 quarantined" in shown
@@ -82,7 +89,7 @@ def test_what_looks_wrong_is_said(tmp_path: Path) -> None:
     records += [_record(200 + i, "test", "unseen") for i in range(3)]
     found = _texts(_inspect(tmp_path, records, "words=text", "extra=text"))
     assert "classes are unbalanced: 'often' has 60 training records, 'unseen' 0" in found
-    assert "class 'unseen' has no training record" in found
+    assert "class 'unseen' has no training record, but 3 in test: it will never be predicted" in found
     assert "class 'rare' has only 2 training records" in found
     assert "field 'extra' is missing in 69% of the records" in found
     assert "there is no val split" in found
@@ -115,6 +122,76 @@ def test_the_quarantine_is_counted(tmp_path: Path) -> None:
     inspection = _inspect(tmp_path, records, "words=text", bad=0.1)
     assert inspection.quarantined == {"label_missing": 1}
     assert "1 records (0.33%) are in the quarantine" in _texts(inspection, "note")
+
+
+def test_splits_are_shown_in_their_usual_order(tmp_path: Path) -> None:
+    inspection = _inspect(tmp_path, _balanced(30), "words=text")
+    assert list(inspection.splits) == ["train", "val", "test"]
+    for counts in (*inspection.classes.values(), *(field["missing"] for field in inspection.fields)):
+        assert list(counts) == ["train", "val", "test"]
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    records = [_record(i, "train", ("[red]", "[/x]")[i % 2]) for i in range(20)]
+    records += [_record(90, "test", "[bold]")]
+    shown = _shown(_inspect(tmp_path, records, "words=text"))
+    for name in ("[red]", "[/x]", "class '[bold]' has no training record"):
+        assert name in shown
+
+
+def test_many_classes_and_findings_are_counted_not_listed(tmp_path: Path) -> None:
+    inspection = _inspect(tmp_path, [_record(i, "train", f"c{i:03d}") for i in range(100)], "words=text")
+    assert len(inspection.classes) == 100
+    few = [f for f in inspection.findings if "has only 1 training records" in f.text]
+    assert len(few) == 100
+    shown = _shown(inspection)
+    assert "... 60 more classes" in shown
+    assert f"... {len(inspection.findings) - 40} more findings" in shown
+    assert "there is no val split" in shown
+
+
+def test_a_large_row_group_is_pointed_out(tmp_path: Path) -> None:
+    _inspect(tmp_path, _balanced(300), "words=text")
+    manifest = load_manifest(str(tmp_path / "dataset"))
+    shard = manifest.shards[0]
+    for size, expected in (
+        (64 << 20, ""),
+        (100 << 20, "the largest row group has 100 MiB: pack with a smaller"),
+    ):
+        groups = (shard.row_groups[0].model_copy(update={"bytes": size}), *shard.row_groups[1:])
+        shards = (shard.model_copy(update={"row_groups": groups}), *manifest.shards[1:])
+        save_manifest(str(tmp_path / "dataset"), manifest.model_copy(update={"shards": shards}))
+        assert _texts(inspect_dataset(str(tmp_path / "dataset"))).startswith(expected)
+
+
+def test_findings_are_objects_in_json(tmp_path: Path) -> None:
+    inspection = _inspect(tmp_path, _balanced(30), "words=text")
+    findings = json.loads(json.dumps(dataclasses.asdict(inspection)))["findings"]
+    assert {
+        "level": "warning",
+        "text": "the val split has only 10 records: its figures are rough",
+    } in findings
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "renamed"])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
+    _inspect(tmp_path, _balanced(30), "words=text")
+    path = tmp_path / "dataset" / "data" / "val-00000.parquet"
+    payload = path.read_bytes()
+    path.write_bytes(payload[:-20] if damage == "truncated" else payload.replace(b"words", b"wordz"))
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"data/val-00000.parquet cannot be read: .*`xmodal verify .*dataset`"
+    ):
+        inspect_dataset(str(tmp_path / "dataset"))
+
+
+def test_a_damaged_quarantine_is_named(tmp_path: Path) -> None:
+    _inspect(tmp_path, [*_balanced(300), _record(900, "train", "")], "words=text", bad=0.1)
+    (tmp_path / "dataset" / "quarantine" / "part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"quarantine/part-00000.parquet cannot be read"):
+        inspect_dataset(str(tmp_path / "dataset"))
 
 
 def test_no_dataset_there(tmp_path: Path) -> None:

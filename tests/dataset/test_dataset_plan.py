@@ -105,6 +105,9 @@ def test_global_steps_do_not_depend_on_the_number_of_workers(
 def test_ranks_share_the_lanes(workers: int, lanes: int) -> None:
     owned = [lane for rank in range(workers) for lane in lanes_of_rank(rank, workers, lanes)]
     assert sorted(owned) == list(range(lanes))
+    assert all(
+        lane % workers == rank for rank in range(workers) for lane in lanes_of_rank(rank, workers, lanes)
+    )
 
 
 def test_each_epoch_has_its_own_order_and_repeats_it() -> None:
@@ -118,6 +121,25 @@ def test_each_epoch_has_its_own_order_and_repeats_it() -> None:
     assert orders[0] == tuple(window_order(100, 7, 0, 0, 0))
     assert orders[0] != tuple(window_order(100, 7, 0, 1, 0))
     assert orders[0] != tuple(window_order(100, 7, 0, 0, 1))
+
+
+@given(unit_lists(), lanes_, st.integers(0, 2**31), epochs)
+def test_equal_seed_and_epoch_give_the_equal_plan(
+    units: list[Unit], lanes: int, seed: int, epoch: int
+) -> None:
+    assert plan_lanes(units, lanes, seed, epoch) == plan_lanes(list(units), lanes, seed, epoch)
+
+
+@given(st.integers(0, 2**31), epochs)
+def test_two_epochs_read_many_row_groups_in_different_orders(seed: int, epoch: int) -> None:
+    units = [Unit(0, 3 * i, 3 * i + 3) for i in range(40)]
+    assert plan_lanes(units, 4, seed, epoch) != plan_lanes(units, 4, seed, epoch + 1)
+
+
+@MANY
+@given(unit_lists(), st.integers(0, 200), st.integers(0, 200))
+def test_a_window_is_that_part_of_its_lane(units: list[Unit], start: int, length: int) -> None:
+    assert _rows(window_units(units, start, start + length)) == _rows(units)[start : start + length]
 
 
 @given(unit_lists(), lanes_)

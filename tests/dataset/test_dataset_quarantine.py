@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import ast
 import io
 from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from xmodal_dist.dataset.quarantine import SCHEMA, Rejected, check_budget, to_parquet
+import xmodal_dist
+from xmodal_dist.dataset.quarantine import REASON_CODES, SCHEMA, Rejected, check_budget, to_parquet
 from xmodal_dist.errors import BudgetExceededError, DecodeError
 
 RECORD = Rejected("a.csv", 3, "r3", "image", "media_truncated", "ends after 12 bytes")
@@ -24,6 +27,24 @@ def test_a_rejection_keeps_reason_and_a_short_message() -> None:
     assert (rejected.source, rejected.row, rejected.id, rejected.field) == ("a.csv", 1, "r1", "audio")
     assert rejected.reason == "media_empty"
     assert len(rejected.message) == 500
+
+
+def test_a_reason_outside_the_closed_set_is_a_programming_error() -> None:
+    with pytest.raises(AssertionError, match="media_odd"):
+        Rejected.of(DecodeError("media_odd", ""), "a.csv", 1, "r1", "audio")
+
+
+def test_every_reason_raised_in_the_package_is_of_the_closed_set() -> None:
+    package = Path(xmodal_dist.__file__).parent
+    raised = {
+        call.args[0].value
+        for path in package.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DecodeError"
+        if call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert len(raised) > 10
+    assert raised <= REASON_CODES
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import assume, given, settings
@@ -34,6 +35,18 @@ def test_stratified_rounds_every_class_share_up_or_down(labels: list[str], ratio
         assert all(abs(count - share * size) < 1 for count, share in zip(counts, ratio, strict=True))
         assert counts[0] >= 1, "a class without a training record"
         assert all(count == 0 for count, share in zip(counts, ratio, strict=True) if share == 0)
+
+
+@MANY
+@given(st.integers(1, 500), ratios(), seeds)
+def test_one_class_is_apportioned_by_largest_remainder(rows: int, ratio: Ratio, seed: int) -> None:
+    exact = [Fraction(share).limit_denominator(60) * rows for share in ratio]
+    counts = np.bincount(stratified(["a"] * rows, ratio, seed), minlength=3).tolist()
+    up = [i for i in range(3) if counts[i] > exact[i]]
+    down = [i for i in range(3) if counts[i] < exact[i]]
+    assert sum(counts) == rows
+    if int(exact[0]) > 0:  # below, the first record goes to train whatever its remainder
+        assert all(exact[i] % 1 >= exact[j] % 1 for i in up for j in down)
 
 
 def test_stratified_totals_come_out_where_every_class_is_rounded() -> None:

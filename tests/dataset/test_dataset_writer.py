@@ -63,6 +63,10 @@ def test_every_record_is_written_in_order_and_described(
         assert [g.rows for g in shard.row_groups] == [m.num_rows for m in metadata]
         assert shard.rows == file.metadata.num_rows
         assert all(g.rows <= rows for g in shard.row_groups)
+        held = [file.read_row_group(i).column("image").to_pylist() for i in range(file.num_row_groups)]
+        media = [sum(len(value or b"") for value in values) for values in held]
+        assert all(m <= group_bytes or g.rows == 1 for m, g in zip(media, shard.row_groups, strict=True))
+        assert sum(media) <= shard_bytes or len(media) == 1
         found += file.read().to_pylist()
     assert found == records
     assert len(list((folder / "data").iterdir()) if shards else []) == len(shards)
@@ -92,9 +96,12 @@ def test_media_are_plain_and_other_columns_compressed(tmp_path: Path) -> None:
 
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
-    limits = ShardLimits(8, 1 << 20, 1 << 20)
+    limits = ShardLimits(8, 1 << 20, 3000)
     one, two = (_write(tmp_path / name, _records([100] * 40), limits) for name in ("one", "two"))
     assert one == two
+    assert len(one) > 1
+    for shard in one:
+        assert (tmp_path / "one" / shard.path).read_bytes() == (tmp_path / "two" / shard.path).read_bytes()
 
 
 def test_a_new_or_empty_folder_is_vacant(tmp_path: Path) -> None:

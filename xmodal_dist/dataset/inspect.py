@@ -26,7 +26,7 @@ _IMBALANCE_RATIO = 10
 _FEW_RECORDS = 5
 _SMALL_SPLIT_ROWS = 50
 _LARGE_ROW_GROUP_BYTES = 64 << 20
-_MAX_CLASSES_SHOWN = 40
+_MAX_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,15 @@ def inspect_dataset(dataset: str) -> Inspection:
     splits = {name: summary.rows for name, summary in summaries.items()}
     quarantined = _quarantined(dataset)
     findings = [
-        *_class_findings(manifest),
-        *_field_findings(manifest),
         *_size_findings(manifest),
+        *_field_findings(manifest),
         *_duplicate_findings(dataset, manifest),
+        *_class_findings(manifest),
     ]
+    notes = list(manifest.notes)
     if manifest.quarantined_rows:
         share = manifest.quarantined_rows / max(manifest.source_rows, 1)
-        findings.append(
-            Finding("note", f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine")
-        )
+        notes.insert(0, f"{manifest.quarantined_rows} records ({share:.2%}) are in the quarantine")
     return Inspection(
         splits=splits,
         classes={c: {s: v.classes.get(c, 0) for s, v in summaries.items()} for c in manifest.classes},
@@ -100,7 +99,7 @@ def inspect_dataset(dataset: str) -> Inspection:
         ],
         source_rows=manifest.source_rows,
         quarantined=quarantined,
-        findings=[*findings, *(Finding("note", note) for note in manifest.notes)],
+        findings=[*(Finding("note", note) for note in notes), *findings],
     )
 
 
@@ -112,23 +111,23 @@ def render_inspection(inspection: Inspection) -> list[Table | Text]:
         shares = [f"{field['missing'][s]:.1%}" for s in splits]
         fields.add_row(Text(field["name"]), Text(field["kind"]), Text(", ".join(field["columns"])), *shares)
     classes = _table("class", *splits)
-    for name, counts in list(inspection.classes.items())[:_MAX_CLASSES_SHOWN]:
+    for name, counts in list(inspection.classes.items())[:_MAX_SHOWN]:
         classes.add_row(Text(name), *(str(counts[s]) for s in splits))
-    if len(inspection.classes) > _MAX_CLASSES_SHOWN:
-        classes.add_row(
-            f"... {len(inspection.classes) - _MAX_CLASSES_SHOWN} more classes", *("" for _ in splits)
-        )
+    if len(inspection.classes) > _MAX_SHOWN:
+        classes.add_row(f"... {len(inspection.classes) - _MAX_SHOWN} more classes", *("" for _ in splits))
     classes.add_section()
     classes.add_row("all", *(str(rows) for rows in inspection.splits.values()))
     shards = _table("shard", "rows", "row groups", "MiB")
-    for shard in inspection.shards[:_MAX_CLASSES_SHOWN]:
+    for shard in inspection.shards[:_MAX_SHOWN]:
         size = f"{shard['bytes'] / (1 << 20):.1f}"
         shards.add_row(shard["path"], str(shard["rows"]), str(shard["row_groups"]), size)
-    if len(inspection.shards) > _MAX_CLASSES_SHOWN:
-        shards.add_row(f"... {len(inspection.shards) - _MAX_CLASSES_SHOWN} more shards", "", "", "")
+    if len(inspection.shards) > _MAX_SHOWN:
+        shards.add_row(f"... {len(inspection.shards) - _MAX_SHOWN} more shards", "", "", "")
     bad = sum(inspection.quarantined.values())
     total = f"{inspection.source_rows} records read = {sum(inspection.splits.values())} packed + {bad} quarantined"
-    findings = [f"{finding.level}: {finding.text}" for finding in inspection.findings]
+    findings = [f"{finding.level}: {finding.text}" for finding in inspection.findings[:_MAX_SHOWN]]
+    if len(inspection.findings) > _MAX_SHOWN:
+        findings.append(f"... {len(inspection.findings) - _MAX_SHOWN} more findings")
     reasons = [f"quarantine: {reason} {count}" for reason, count in inspection.quarantined.items()]
     lines = [total, *reasons, *(findings or ["nothing looks wrong"])]
     return [fields, classes, shards, *(Text(line) for line in lines)]
