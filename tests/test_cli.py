@@ -64,6 +64,17 @@ def test_everything_it_made_verifies(
     for name in ("dataset", "run/bundle", "scored"):
         out, _ = _xmodal(capsys, "verify", str(workplace / name))
         assert out.splitlines()[-1] == "lost=0 duplicated=0 failed_checks=0"
+    out, _ = _xmodal(capsys, "verify", str(workplace / "scored"), "--json")
+    assert json.loads(out) == {"lost": 0, "duplicated": 0, "failed_checks": []}
+
+
+def test_a_split_that_is_not_there_is_named(
+    ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    bundle, dataset = str(workplace / "run" / "bundle"), str(workplace / "dataset")
+    arguments = ("evaluate", "--bundle", bundle, "--data", dataset, "--output", str(workplace / "x"))
+    _, err = _xmodal(capsys, *arguments, "--split", "holdout", code=2)
+    assert "no split 'holdout'; its splits: test, train, val" in err
 
 
 def test_verify_finds_a_flipped_byte(

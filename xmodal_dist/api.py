@@ -20,6 +20,7 @@ from xmodal_dist.doctor import Finding, examine
 from xmodal_dist.errors import UsageError
 from xmodal_dist.evaluate import Evaluation, evaluate_predictions
 from xmodal_dist.ingest import pack as packing
+from xmodal_dist.ingest.progress import ConsoleProgress
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
 from xmodal_dist.report import scoring as scoring_page
@@ -70,16 +71,19 @@ def pack(
     if split_ratio is not None:
         overrides.append(f"pack.split_ratio={list(split_ratio)}")
     fields = [parse_field(f) if isinstance(f, str) else f for f in field]
-    return packing.pack(
-        source,
-        storage.absolute(dataset),
-        fields=fields or None,
-        label=label,
-        id_column=id,
-        split_column=split,
-        settings=configuration.load(config, overrides).pack,
-        overwrite=overwrite,
-    )
+    settings = configuration.load(config, overrides).pack
+    with ConsoleProgress("packing") as progress:
+        return packing.pack(
+            source,
+            storage.absolute(dataset),
+            fields=fields or None,
+            label=label,
+            id_column=id,
+            split_column=split,
+            settings=settings,
+            overwrite=overwrite,
+            progress=progress,
+        )
 
 
 def inspect(dataset: str) -> Inspection:

@@ -208,7 +208,7 @@ def verify(
 
     found = api.verify(path)
     summary = f"lost={found.lost} duplicated={found.duplicated} failed_checks={len(found.failed_checks)}"
-    _result(found, as_json, lambda: _say("\n".join([*found.failed_checks, summary])))
+    _result(found._asdict(), as_json, lambda: _say("\n".join([*found.failed_checks, summary])))
     if found.lost or found.duplicated or found.failed_checks:
         raise VerificationError(f"{path} did not pass: {summary}")
 
@@ -300,7 +300,7 @@ def _result(content: Any, as_json: bool, show: Callable[[], None]) -> None:
     elif isinstance(content, BaseModel):
         print(content.model_dump_json(indent=1))
     else:
-        plain = content if isinstance(content, (dict, list)) else dataclasses.asdict(content)
+        plain = content if isinstance(content, dict | list) else dataclasses.asdict(content)
         print(json.dumps(plain, indent=1, ensure_ascii=False, default=str))
 
 

@@ -20,8 +20,6 @@ _QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray's C++ side prints known false alarms (ray#53727) on the driver's stderr; set it to "info" to see all.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Environment of every process we start; what the user has set stays."""
 

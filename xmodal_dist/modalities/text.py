@@ -43,15 +43,15 @@ class TextSettings(FieldSettings):
     """Settings of a text field."""
 
     kind: Literal["text"] = "text"
-    vocab_size: int = Field(4000, ge=300, le=200_000)
+    vocab_size: int = Field(8000, ge=300, le=200_000)
     """Most tokens of the vocabulary; 258 of them stand for bytes, padding and the border of two columns."""
-    min_frequency: int = Field(2, ge=1)
+    min_frequency: int = Field(1, ge=1)
     """A pair of tokens is merged only if it occurs this often in the sample."""
     max_tokens: int = Field(128, ge=1, le=4096)
     """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
     encoder: TextEncoderKind = "transformer"
     """What runs beside the bag of tokens; ``bag`` is nothing."""
-    token_dropout: float = Field(0.3, ge=0, lt=1)
+    token_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the tokens that training leaves out, at random."""
 
 
@@ -85,15 +85,18 @@ class TextModality(Modality[TextSettings]):
                 raise DecodeError("text_not_utf8", str(error)) from error
 
     def fit(self, settings: TextSettings, table: pa.Table) -> Fitted:
-        """The tokenizer as a file, ``vocab_size`` and ``num_tokens``; equal samples give equal tokenizers."""
+        """The tokenizer as a file, ``vocab_size``, ``num_tokens``, ``token_rows``; equal samples give equal ones."""
         texts, _ = _join([column.combine_chunks() for column in table.columns], settings.max_tokens)
         sample = texts.drop_null().to_pylist()
         tokenizer = _train(sample, settings)
-        counts = [len(encoding) for encoding in tokenizer.encode_batch(sample, add_special_tokens=False)]
+        encoded = [e.ids for e in tokenizer.encode_batch(sample, add_special_tokens=False)]
+        counts = [len(ids) for ids in encoded]
+        rows = np.bincount([i for ids in encoded for i in set(ids)], minlength=tokenizer.get_vocab_size())
         longest = int(np.ceil(np.percentile(counts, 99))) if counts else 1
         values = {
             "num_tokens": max(1, min(settings.max_tokens, longest)),
             "vocab_size": tokenizer.get_vocab_size(),
+            "token_rows": rows.tolist(),
         }
         return Fitted(values, {_TOKENIZER_FILE: tokenizer.to_str()})
 
@@ -131,7 +134,10 @@ class TextModality(Modality[TextSettings]):
     def encoder(self, settings: TextSettings, fitted: Fitted, width: int) -> nn.Module:
         """A bag of tokens beside a small sequence encoder."""
         values = fitted.values
-        return _Encoder(TextEncoder(values["vocab_size"], values["num_tokens"], width, settings.encoder))
+        encoder = TextEncoder(
+            values["vocab_size"], values["num_tokens"], width, settings.encoder, values["token_rows"]
+        )
+        return _Encoder(encoder)
 
     def render(self, values: Sequence[Any]) -> str:
         """Escaped text, at most 500 characters a column."""

@@ -14,12 +14,14 @@ class LossSum(NamedTuple):
     """Loss of a batch before the division by the global weight.
 
     Attributes:
-        total: scalar, sum over rows of weight x loss.
+        total: scalar, sum over rows of weight x loss: what is minimised.
         weight: scalar, sum of the weights; 0 if all rows are padding.
+        fused: the part of ``total`` that comes from the fused logits: what to show.
     """
 
     total: torch.Tensor
     weight: torch.Tensor
+    fused: torch.Tensor
 
 
 def weighted_cross_entropy(
@@ -42,7 +44,8 @@ def weighted_cross_entropy(
     if class_weights is not None:
         weights = weights * class_weights[classes]
     losses = F.cross_entropy(logits.float(), classes, reduction="none", label_smoothing=label_smoothing)
-    return LossSum((losses * weights).sum(), weights.sum())
+    total = (losses * weights).sum()
+    return LossSum(total, weights.sum(), total)
 
 
 def classification_loss(
@@ -80,4 +83,4 @@ def classification_loss(
         class_weights,
         label_smoothing,
     )
-    return LossSum(main.total + aux_weight * aux.total, main.weight)
+    return LossSum(main.total + aux_weight * aux.total, main.weight, main.total)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from xmodal_dist.batch import Batch
 from xmodal_dist.modalities.fields import transform
-from xmodal_dist.model.losses import classification_loss
+from xmodal_dist.model.losses import LossSum, classification_loss
 from xmodal_dist.train.goodput import Stopwatch
 from xmodal_dist.train.job import TrainJob
 
@@ -20,7 +20,7 @@ __all__ = ["OneStep", "StepSums", "optimizer_step"]
 
 
 class OneStep(NamedTuple):
-    """Sums over one rank's rows of one step: loss, weight, rows used, rows rejected (float64 scalars)."""
+    """Sums over one rank's rows of one step, scalars: loss of the fused logits, weight, rows used, rows rejected."""
 
     loss: torch.Tensor
     weight: torch.Tensor
@@ -90,8 +90,8 @@ def optimizer_step(
             with watch.stage("forward"):
                 loss = _loss(model, _rows(batch, rows), job, class_weights)
             with watch.stage("backward"):
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.detach()
+                (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+        loss_sum += loss.fused.detach()
     with watch.stage("optimizer"):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -105,8 +105,8 @@ def optimizer_step(
     return OneStep(loss_sum, weight.sum(), used.to(loss_sum.device), rejected.sum().to(loss_sum.device))
 
 
-def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the rows' losses."""
+def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> LossSum:
+    """Sums of the rows' losses."""
     device = batch.labels.device
     batch = transform(job.specs, batch, augment=True)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(job, device)):
@@ -120,7 +120,7 @@ def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Te
         class_weights=class_weights,
         label_smoothing=job.train.label_smoothing,
         aux_weight=job.model.aux_weight,
-    ).total
+    )
 
 
 def _bfloat16(job: TrainJob, device: torch.device) -> bool:

@@ -1,0 +1,101 @@
+"""The classifier: rows are independent, what is missing has no say, and every parameter learns at every step."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from xmodal_dist.batch import Tensors
+from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
+from xmodal_dist.model.fusion import FusionKind
+
+FUSIONS = get_args(FusionKind)
+NUM_CLASSES, WIDTH = 4, 16
+
+
+class _Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, WIDTH)
+
+    def forward(self, tensors: Tensors) -> torch.Tensor:
+        features: torch.Tensor = self.linear(tensors["x"])
+        return features
+
+
+def _model(fusion: str) -> CrossModalClassifier:
+    torch.manual_seed(0)
+    settings_ = ModelSettings.model_validate({"fusion": fusion, "width": WIDTH, "modality_dropout": 0.4})
+    return CrossModalClassifier({name: _Encoder() for name in "abc"}, NUM_CLASSES, settings_)
+
+
+def _batch(rows: int, seed: int = 0) -> tuple[dict[str, Tensors], torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {name: {"x": torch.randn(rows, 5, generator=generator)} for name in "abc"}
+    present = torch.rand(rows, 3, generator=generator) > 0.4
+    keys = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
+    return inputs, present, keys
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_is_missing_has_no_say(fusion: str) -> None:
+    model = _model(fusion).eval()
+    inputs, present, _ = _batch(40)
+    other = {name: {"x": t["x"] + 100 * (~present[:, [i]])} for i, (name, t) in enumerate(inputs.items())}
+    assert torch.equal(model(inputs, present).fused, model(other, present).fused)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_record_with_nothing_still_gets_finite_logits(fusion: str) -> None:
+    inputs, present, _ = _batch(3)
+    logits = _model(fusion).eval()(inputs, torch.zeros_like(present)).fused
+    assert torch.isfinite(logits).all() and torch.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_row_does_not_depend_on_its_batch(fusion: str, training: bool) -> None:
+    model = _model(fusion).train(training)
+    inputs, present, keys = _batch(12)
+    whole = model(inputs, present, keys).fused
+    for row in range(12):
+        one = {name: {"x": t["x"][[row]]} for name, t in inputs.items()}
+        assert torch.allclose(model(one, present[[row]], keys[[row]]).fused[0], whole[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("missing", ["none", "all", "one field everywhere"])
+def test_every_parameter_gets_a_gradient_whatever_is_missing(fusion: str, missing: str) -> None:
+    model = _model(fusion).train()
+    inputs, present, keys = _batch(6)
+    present = torch.full_like(present, missing == "none")
+    if missing == "one field everywhere":
+        present[:, 1:] = True
+    output = model(inputs, present, keys)
+    (output.fused.sum() + 0.0 * output.field_logits.sum()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 40))
+def test_modality_dropout_only_hides_and_leaves_each_record_something(seed: int, rows: int) -> None:
+    model = _model("gated").train()
+    _, present, keys = _batch(rows, seed)
+    shown = model.drop_modalities(present, keys)
+    assert not (shown & ~present).any()
+    assert torch.equal(shown.any(dim=1), present.any(dim=1))
+    assert torch.equal(model.drop_modalities(present, keys), shown)
+    assert torch.equal(model.eval().drop_modalities(present, keys), present)
+
+
+def test_modality_dropout_hides_about_as_often_as_asked() -> None:
+    model = _model("gated").train()
+    _, _, keys = _batch(4000)
+    present = torch.ones(4000, 3, dtype=torch.bool)
+    hidden = (~model.drop_modalities(present, keys)).float().mean().item()
+    assert 0.3 < hidden < 0.42
