@@ -110,8 +110,8 @@ def _coordinates(x: torch.Tensor) -> torch.Tensor:
 class TextEncoder(nn.Module):
     """Token ids to features: a bag of embeddings, with a small transformer or GRU over them where asked.
 
-    The bag (mean and maximum of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few
-    records; the sequence encoders add order and run beside it.
+    The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records; what
+    a sequence encoder learns of the order is added to it, from nothing at first.
 
     Args:
         vocab_size: number of token ids, padding (0) included.
@@ -145,28 +145,34 @@ class TextEncoder(nn.Module):
             self.sequence = _Transformer(width, max_tokens)
         elif kind == "gru":
             self.sequence = _GRU(width)
-        pooled = 2 * width * (1 if kind == "bag" else 2)
-        self.norm = nn.LayerNorm(pooled)
-        self.project = nn.Linear(pooled, width)
+        if self.sequence is not None:
+            self.norm = nn.LayerNorm(2 * width)
+            self.project = nn.Linear(2 * width, width)
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Features [B, width] of ``ids`` [B, T] int64, 0 = no token (anywhere); a row without tokens is legal."""
         ids = ids[:, : self.max_tokens]
         mask = ids != 0
         tokens = self.embed(ids) * self.scale[ids].unsqueeze(-1)
-        pooled = [_pool(tokens, mask)]
+        features = _mean(tokens, mask)
         if self.sequence is not None:
-            pooled.append(_pool(self.sequence(tokens, mask), mask))
-        features: torch.Tensor = self.project(self.norm(torch.cat(pooled, dim=1)))
+            features = features + self.project(self.norm(_pool(self.sequence(tokens, mask), mask)))
         return features
 
 
 def _pool(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean and maximum over the tokens in ``mask``, [B, T, D] -> [B, 2 D]; zeros for a row without any."""
     inside = mask.unsqueeze(-1)
-    mean = (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
     peak = tokens.masked_fill(~inside, -1e4).amax(dim=1) * inside.any(dim=1)
-    return torch.cat([mean, peak], dim=1)
+    return torch.cat([_mean(tokens, mask), peak], dim=1)
+
+
+def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens in ``mask``, [B, T, D] -> [B, D]; zeros for a row without any."""
+    inside = mask.unsqueeze(-1)
+    return (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
 
 
 class _Transformer(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from xmodal_dist.batch import Tensors
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
-from xmodal_dist.modalities.layers import TextEncoder, TextEncoderKind
+from xmodal_dist.modalities.layers import RecordDropout, TextEncoder, TextEncoderKind
 from xmodal_dist.modalities.randomness import uniform_like
 
 __all__ = ["MODALITY", "TextModality", "TextSettings"]
@@ -33,6 +33,7 @@ __all__ = ["MODALITY", "TextModality", "TextSettings"]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _STREAM_DROPOUT = 301
+_STREAM_FEATURES = 302
 _PAD, _SEPARATOR = "[PAD]", "[SEP]"
 _TOKENIZER_FILE = "tokenizer.json"
 _MAX_TOKEN_CHARS = 32
@@ -49,10 +50,12 @@ class TextSettings(FieldSettings):
     """A pair of tokens is merged only if it occurs this often in the sample."""
     max_tokens: int = Field(128, ge=1, le=4096)
     """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
-    encoder: TextEncoderKind = "transformer"
-    """What runs beside the bag of tokens; ``bag`` is nothing."""
+    encoder: TextEncoderKind = "bag"
+    """What runs beside the bag of tokens; ``bag`` is nothing, and best on a few thousand short texts."""
     token_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the tokens that training leaves out, at random."""
+    feature_dropout: float = Field(0.4, ge=0, lt=1)
+    """Share of the encoder's features that training leaves out; few texts are soon learned by heart."""
 
 
 class TextModality(Modality[TextSettings]):
@@ -125,11 +128,12 @@ class TextModality(Modality[TextSettings]):
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """``ids`` [B, T] int64; with keys, dropped tokens become 0 where they stand."""
+        """``ids`` [B, T] int64; with keys, dropped tokens become 0 where they stand, and ``keys`` go on to the encoder."""
         ids = tensors["ids"].long()
-        if keys is not None and settings.token_dropout > 0:
-            ids = ids * (uniform_like(keys, _STREAM_DROPOUT, ids.shape[1]) >= settings.token_dropout)
-        return {"ids": ids}
+        if keys is None:
+            return {"ids": ids}
+        kept = uniform_like(keys, _STREAM_DROPOUT, ids.shape[1]) >= settings.token_dropout
+        return {"ids": ids * kept, "keys": keys}
 
     def encoder(self, settings: TextSettings, fitted: Fitted, width: int) -> nn.Module:
         """A bag of tokens beside a small sequence encoder."""
@@ -137,7 +141,7 @@ class TextModality(Modality[TextSettings]):
         encoder = TextEncoder(
             values["vocab_size"], values["num_tokens"], width, settings.encoder, values["token_rows"]
         )
-        return _Encoder(encoder)
+        return _Encoder(encoder, settings.feature_dropout)
 
     def render(self, values: Sequence[Any]) -> str:
         """Escaped text, at most 500 characters a column."""
@@ -149,12 +153,13 @@ class TextModality(Modality[TextSettings]):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, net: TextEncoder) -> None:
+    def __init__(self, net: TextEncoder, dropout: float) -> None:
         super().__init__()
         self.net = net
+        self.dropout = RecordDropout(dropout, _STREAM_FEATURES)
 
     def forward(self, tensors: Tensors) -> Tensor:
-        features: Tensor = self.net(tensors["ids"])
+        features: Tensor = self.dropout(self.net(tensors["ids"]), tensors.get("keys"))
         return features
 
 

@@ -27,11 +27,11 @@ _MODALITY_DROPOUT_STREAM = 0x_C1_02
 class ModelSettings(Settings):
     """What sits above the encoders."""
 
-    fusion: FusionKind = "gated"
+    fusion: FusionKind = "late"
     """How fields are joined: ``late`` averages logits, ``concat`` and ``gated`` join features."""
     width: int = Field(default=128, ge=8)
     """Features per field."""
-    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
     """Share of features dropped before each classifier head in training."""
     modality_dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Chance of each present field to be hidden from the fusion in training; never all of a record's."""

@@ -34,7 +34,7 @@ class TrainSettings(Settings):
         clip_norm: bound of the gradient's global norm; 0 turns clipping off.
         label_smoothing: share of the target spread over all classes.
         class_weights: ``balanced`` weighs classes by N / (C n_c).
-        monitor: validation figure that chooses the best epoch and stops early.
+        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early.
         patience_epochs: stop after this many epochs without a better one; 0 never stops early.
         precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
         checkpoint_every_steps: a checkpoint at every so many global steps, besides each epoch's; 0 for none.
@@ -48,7 +48,7 @@ class TrainSettings(Settings):
 
     num_workers: int | None = Field(default=None, ge=1)
     seed: int = 0
-    epochs: int = Field(default=40, ge=1)
+    epochs: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1)
     lanes: int = Field(default=8, ge=1)
     micro_batch_rows: int | None = Field(default=None, ge=1)
@@ -58,7 +58,7 @@ class TrainSettings(Settings):
     clip_norm: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
-    monitor: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    monitor: Literal["loss", "accuracy", "macro_f1"] = "accuracy"
     patience_epochs: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)
