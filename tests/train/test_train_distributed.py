@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from xmodal_dist.bundle import check_files, load_bundle
+from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import SpecDiffersError, UsageError
 from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.chunks import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
@@ -109,6 +111,17 @@ def test_validation_is_the_same_on_one_and_two_workers(alone: TrainResult, kille
         assert a["val_rows"] == b["val_rows"]
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
+
+
+def test_test_predictions_are_the_same_on_one_and_two_workers(
+    alone: TrainResult, killed: TrainResult, tiny_dataset: str
+) -> None:
+    bundles = [load_bundle(result.bundle) for result in (alone, killed)]
+    reader = ChunkReader(tiny_dataset, load_manifest(tiny_dataset), bundles[0].specs, 0, 1, 64, 64, 1)
+    batch = reader.read(next(reader.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
+    ours, theirs = (bundle.predict(batch, {})[""] for bundle in bundles)
+    assert torch.equal(ours.argmax(dim=1), theirs.argmax(dim=1))
+    assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:

@@ -110,8 +110,8 @@ def _coordinates(x: torch.Tensor) -> torch.Tensor:
 class TextEncoder(nn.Module):
     """Token ids to features: a bag of embeddings, with a small transformer or GRU over them where asked.
 
-    The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records; what
-    a sequence encoder learns of the order is added to it, from nothing at first.
+    The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records;
+    what a sequence encoder learns of the order is added to it, from nothing at first.
 
     Args:
         vocab_size: number of token ids, padding (0) included.

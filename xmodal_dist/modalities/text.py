@@ -128,7 +128,7 @@ class TextModality(Modality[TextSettings]):
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """``ids`` [B, T] int64; with keys, dropped tokens become 0 where they stand, and ``keys`` go on to the encoder."""
+        """``ids`` [B, T] int64; with keys, dropped tokens are 0 where they stood, and the encoder gets ``keys`` too."""
         ids = tensors["ids"].long()
         if keys is None:
             return {"ids": ids}
