@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import time
 import wave
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_records_are_whole_and_some_lack_a_modality(demo: Path) -> None:
-    with demo.open(encoding="utf-8") as handle:
+    with demo.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == 1797
     assert {row["label"] for row in rows} == {str(digit) for digit in range(10)}
@@ -43,17 +44,26 @@ def test_records_are_whole_and_some_lack_a_modality(demo: Path) -> None:
 
 
 def test_equal_seeds_give_equal_files(demo: Path, tmp_path: Path) -> None:
-    write_demo_source(tmp_path / "again", seed=0)
-    write_demo_source(tmp_path / "other", seed=1)
-    assert _digest(demo.parent) == _digest(tmp_path / "again") != _digest(tmp_path / "other")
+    write_demo_source(tmp_path, seed=1)
+    assert _digest(demo.parent) != _digest(tmp_path)
+    write_demo_source(tmp_path, seed=0)
+    assert _digest(demo.parent) == _digest(tmp_path), "files of another seed are left over"
 
 
-def test_it_packs_by_inference(demo: Path, tmp_path: Path) -> None:
-    manifest = pack(str(demo), str(tmp_path / "dataset"))
+def test_it_is_made_and_packs_by_inference_in_seconds(tmp_path: Path) -> None:
+    begin_s = time.process_time()
+    manifest = pack(str(write_demo_source(tmp_path / "raw")), str(tmp_path / "dataset"))
+    assert time.process_time() - begin_s < 15
     assert {f.name: f.kind for f in manifest.fields} == {
         "image": "image",
         "audio": "audio",
         "transcript": "text",
+    }
+    assert manifest.quarantined_rows == 0
+    assert {name for s in manifest.splits.values() for name, count in s.missing.items() if count} == {
+        "image",
+        "audio",
+        "transcript",
     }
     assert manifest.source_rows == sum(s.rows for s in manifest.splits.values()) == 1797
     assert [manifest.splits[s].rows for s in ("train", "val", "test")] == [1438, 180, 179]

@@ -48,6 +48,31 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
     assert "split" not in source.table.column_names
 
 
+def test_classes_that_could_be_splits_are_noted(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/cat/a.png", "test/dog/b.png", "extra/cat/c.png")
+    source = read_source(str(tmp_path))
+    assert source.table.column("label").to_pylist() == ["extra", "test", "train"]
+    assert source.notes == (
+        "the folder(s) 'test', 'train' are taken as classes, not as splits, for 'extra' beside them is no split",
+    )
+
+
+def test_files_beside_the_classes_of_a_split_have_no_label(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/cat/a.png", "train/dog/b.png", "test/1.png", "test/2.png", "docs/README.md")
+    source = read_source(str(tmp_path))
+    assert source.table.column("label").to_pylist() == ["cat", "dog"]
+    assert source.table.column("split").to_pylist() == ["train", "train"]
+    assert "2 file(s) '.png' left out: not of a known kind in a class folder" in source.notes
+
+
+def test_a_file_whose_name_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    _touch(tmp_path, "cat/x.png", "cat/\udcff.png", "cat/\udcff")
+    source = read_source(str(tmp_path))
+    assert (source.rows, source.table.column("id").to_pylist()) == (2, ["cat/x"])
+    assert [(r.source, r.reason) for r in source.rejected] == [(r"cat/\xff.png", "text_not_utf8")]
+    assert source.notes == (r"1 file(s) '\\xff' left out: not of a known kind in a class folder",)
+
+
 def test_two_files_of_one_kind_and_stem_are_two_records(tmp_path: Path) -> None:
     _touch(tmp_path, "cat/x.jpg", "cat/x.png", "dog/x.png")
     assert read_source(str(tmp_path)).table.column("id").to_pylist() == ["cat/x", "cat/x.png", "dog/x"]
@@ -65,11 +90,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_anything_to_pack(tmp_path: Path) -> None:
-    _touch(tmp_path, "cat/x.docx")
-    with pytest.raises(
-        DataError, match="holds neither tables .* nor class folders with files of a known kind"
-    ):
-        read_source(str(tmp_path))
+    for _ in range(2):  # empty, then with a file of no use
+        with pytest.raises(
+            DataError, match="holds neither tables .* nor class folders with files of a known kind"
+        ):
+            read_source(str(tmp_path))
+        _touch(tmp_path, "cat/x.docx")
 
 
 def test_class_folders_behind_a_uri() -> None:

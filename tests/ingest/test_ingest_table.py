@@ -46,6 +46,24 @@ def test_csv_delimiters(tmp_path: Path, delimiter: str) -> None:
     assert source.table.to_pylist() == [{"id": "1", "label": "a"}]
 
 
+def test_csv_delimiter_is_that_of_the_column_names_below_blank_lines(tmp_path: Path) -> None:
+    source = _read(tmp_path, "t.csv", "\n  \nid;label\n1, 2;a\n".replace("  ", ""))
+    assert source.table.to_pylist() == [{"id": "1, 2", "label": "a"}]
+
+
+def test_csv_cell_of_a_megabyte(tmp_path: Path) -> None:
+    source = _read(tmp_path, "t.csv", f"id,label\n{'x' * (1 << 20)},a\n")
+    assert not source.rejected
+    assert len(source.table.column("id")[0].as_py()) == 1 << 20
+
+
+def test_csv_in_utf16_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"t\.csv: the line of column names .* not UTF-8; save the file as UTF-8"
+    ):
+        _read(tmp_path, "t.csv", "id,label\n1,a\n".encode("utf-16"))
+
+
 def test_csv_rows_that_cannot_be_read_cost_themselves_only(tmp_path: Path) -> None:
     content = b'id,label\n1,a\n2\n3,a,b\n\xff4,a\n"5,a\n6,b\n"7"x,b\n8,b\n'
     source = _read(tmp_path, "t.csv", content)
@@ -121,6 +139,29 @@ def test_jsonl_keeps_types_and_rejects_broken_lines(tmp_path: Path) -> None:
     ]
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.dictionaries(
+                st.sampled_from("ab"),
+                st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just([1])),
+            ).map(lambda record: json.dumps(record).encode()),
+        ),
+        min_size=1,
+    )
+)
+def test_every_jsonl_line_of_any_bytes_is_a_record_or_rejected(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    content = b'{"a": null}\n' + b"\n".join(lines)
+    source = _read(tmp_path_factory.mktemp("jsonl"), "t.jsonl", content)
+    seen = sorted([*source.row_of.tolist(), *(r.row for r in source.rejected)])
+    assert seen == list(range(sum(bool(line.strip()) for line in content.split(b"\n"))))
+    assert source.table.num_rows == len(source.row_of)
+
+
 def test_jsonl_of_mixed_types_becomes_text(tmp_path: Path) -> None:
     lines = [{"a": 1, "b": True, "c": 10**30}, {"a": "x", "b": 0, "c": 1}]
     source = _read(tmp_path, "t.jsonl", "\n".join(map(json.dumps, lines)))
@@ -153,7 +194,7 @@ def test_parquet_leaves_bytes_in_the_file(tmp_path: Path) -> None:
         {
             "id": [str(i) for i in range(300)],
             "image": pa.array(payloads),
-            "audio": pa.array([{"bytes": p, "path": "x"} for p in payloads]),
+            "audio": pa.array([{"bytes": p, "path": p and "x"} for p in payloads]),
             "when": pa.array([[i] for i in range(300)]),
             "kind": pa.array(["a", ""] * 150).dictionary_encode(),
         }
@@ -173,6 +214,56 @@ def test_parquet_leaves_bytes_in_the_file(tmp_path: Path) -> None:
         for row in (299, 0, 1, 250, 3):
             assert spool.get("image", row) == payloads[row]
             assert spool.get("audio", row) == (payloads[row] if row < 200 else None)
+
+
+def test_parquet_sample_of_bytes_is_of_values_that_are_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": range(200), "image": [None] * 150 + [b"x"] * 50}), tmp_path / "t.parquet")
+    assert b"x" in read_source(str(tmp_path / "t.parquet")).byte_columns["image"].to_pylist()
+
+
+def test_parquet_of_bytes_alone_has_records(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"x"] * 5}), tmp_path / "t.parquet")
+    assert read_source(str(tmp_path / "t.parquet")).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"x": [b"1"]}, {"x": ["1"]}, "1.parquet has text or numbers in the column 'x', others bytes"),
+        ({"x": [1]}, {"x": ["1"]}, "the Parquet files do not fit together"),
+    ],
+)
+def test_parquet_files_that_do_not_fit_together(
+    tmp_path: Path, first: dict[str, list[object]], second: dict[str, list[object]], message: str
+) -> None:
+    for index, columns in enumerate((first, second)):
+        pq.write_table(pa.table(columns), tmp_path / f"{index}.parquet")
+    with pytest.raises(DataError, match=message):
+        read_source(str(tmp_path))
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["b"]], names=["x", "x"]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet has two columns named 'x'; rename one"):
+        read_source(str(tmp_path / "t.parquet"))
+
+
+def test_files_of_one_source_may_lack_columns_and_keep_their_own_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,label\n1,a\n2\n")
+    (tmp_path / "b.csv").write_text("label,note\nb,x\n")
+    source = read_source(str(tmp_path))
+    assert source.table.to_pylist() == [
+        {"id": "1", "label": "a", "note": None},
+        {"id": None, "label": "b", "note": "x"},
+    ]
+    assert [source.files[f] for f in source.file_of] == ["a.csv", "b.csv"]
+    assert [(r.source, r.row) for r in source.rejected] == [("a.csv", 1)]
+
+
+def test_a_folder_may_have_a_name_like_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "data[1]").mkdir()
+    (tmp_path / "data[1]" / "t.csv").write_text("id,label\n1,a\n")
+    assert read_source(str(tmp_path / "data[1]")).files == ("t.csv",)
 
 
 def test_what_a_path_stands_for(tmp_path: Path) -> None:
@@ -204,6 +295,20 @@ def test_a_table_behind_a_uri() -> None:
         handle.write(b"id,label\n1,a\n")
     for source in ("memory://tables/t.csv", "memory://tables"):
         assert read_source(source).files == ("t.csv",)
+    with fsspec.open("memory://tables/deep/t.csv", "wb") as handle:
+        handle.write(b"id,label\n1,a\n")
+    assert read_source("memory://tables/*/*.csv").files == ("deep/t.csv",)
+
+
+def test_a_table_named_relative_to_the_working_folder_or_by_a_file_uri(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.csv").write_text("id,label\n1,a\n")
+    monkeypatch.chdir(tmp_path)
+    for source in ("t.csv", ".", f"file://{tmp_path}/t.csv"):
+        read = read_source(source)
+        assert read.files == ("t.csv",)
+        assert read.folders == (str(tmp_path),)
 
 
 def test_numbers_in_text() -> None:
@@ -225,4 +330,5 @@ def test_text_of_numbers() -> None:
     assert text([1.0, None, float("nan"), 3.0]) == ["1", None, None, "3"]
     assert text([1.5, 2.0]) == ["1.5", "2"]
     assert text([True, None]) == ["true", None]
+    assert text([1e300, float("inf")]) == ["1e+300", "inf"]
     assert text([" a ", "  "]) == ["a", None]

@@ -58,10 +58,10 @@ def write_demo_source(directory: str | Path, seed: int = 0) -> Path:
             _wav(_key_tone(int(digit), rng)),
             _transcript(int(digit), rng),
         )
-        if present[0]:
-            (folder / image).write_bytes(payloads[0])
-        if present[1]:
-            (folder / audio).write_bytes(payloads[1])
+        for name, payload, there in zip((image, audio), payloads[:2], present[:2], strict=True):
+            (folder / name).unlink(missing_ok=True)  # of an earlier call with another seed
+            if there:
+                (folder / name).write_bytes(payload)
         values = (image, audio, payloads[2])
         rows.append([record_id, digit, *(v if p else "" for v, p in zip(values, present, strict=True))])
     table = folder / "digits.csv"

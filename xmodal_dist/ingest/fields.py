@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,14 +13,20 @@ import pyarrow.compute as pc
 
 from xmodal_dist.dataset.schema import ID, LABEL, RESERVED, WEIGHT, Field, check_fields
 from xmodal_dist.dataset.split import SPLIT_ALIASES
-from xmodal_dist.errors import UsageError
-from xmodal_dist.ingest.source import SPLIT, Source, as_numbers, as_text, sample, single
+from xmodal_dist.errors import DecodeError, UsageError
+from xmodal_dist.ingest.media import fetch
+from xmodal_dist.ingest.source import NO_NUMBER, SPLIT, Source, as_numbers, as_text, sample, single
 from xmodal_dist.modalities import Modality, available, load
 
 __all__ = ["Roles", "cells", "choose_fields", "find_roles"]
 
 _MAX_LABEL_CANDIDATE_VALUES = 100
 _MIN_ROWS_TO_JUDGE = 20
+_NUMBER_OR_NONE = (
+    r"(?i)^\s*([+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|" + "|".join(map(re.escape, NO_NUMBER)) + r")\s*$"
+)
+_MAX_INLINE_VALUES = 64
+_NUMBERS = pa.array([0.0, 1.0, 2.0])
 
 
 class Roles(NamedTuple):
@@ -54,18 +62,27 @@ def find_roles(
         UsageError: a column is not there.
     """
     names = source.table.column_names
-    if label is None and LABEL not in names:
+    if label is None and LABEL not in source.columns:
+        candidates = _label_candidates(source) or source.columns or ["it has no columns"]
         raise UsageError(
-            f"the source has no column 'label'; name the column of the class with --label, "
-            f"perhaps one of: {', '.join(_label_candidates(source)) or ', '.join(source.columns)}"
+            "the source has no column 'label'; name the column of the class with --label, "
+            f"perhaps one of: {', '.join(candidates)}"
         )
-    asked = {"--label": label, "--id": id_column, "--split": split_column, "pack.group_column": group}
+    asked = {
+        "--label": label or LABEL,
+        "--id": id_column,
+        "--split": split_column,
+        "pack.group_column": group,
+    }
     for what, column in asked.items():
+        if column in source.byte_columns:
+            raise UsageError(f"{what}: column {column!r} holds bytes; store it as text or numbers")
         if column is not None:
             _require(names, column, what)
     if split_column is None and take_split and SPLIT in names:
-        values = pc.utf8_lower(as_text(source.table.column(SPLIT))).drop_null().unique().to_pylist()
-        split_column = SPLIT if values and set(values) <= set(SPLIT_ALIASES) else None
+        # One that tells some records' split and not others' is taken too, so that it is refused and not ignored.
+        values = pc.utf8_lower(as_text(source.table.column(SPLIT))).unique().to_pylist()
+        split_column = SPLIT if set(values) & set(SPLIT_ALIASES) else None
     weight = WEIGHT if WEIGHT in names and _is_number(as_numbers(source.table.column(WEIGHT)).type) else None
     return Roles(label or LABEL, id_column or (ID if ID in names else None), split_column, group, weight)
 
@@ -88,7 +105,8 @@ def choose_fields(
     fields, notes = _infer(source, roles)
     if not fields:
         raise UsageError(
-            f"no column of the source can be a field: {'; '.join(notes)}. Name the fields with --field NAME=KIND:COLUMN"
+            f"no column of the source can be a field: {'; '.join([*source.notes, *notes]) or 'there is no other'}. "
+            "Name the fields with --field NAME=KIND:COLUMN"
         )
     return tuple(fields), notes
 
@@ -135,17 +153,22 @@ def _infer(source: Source, roles: Roles) -> tuple[list[Field], list[str]]:
     joined: dict[str, list[str]] = {}
     notes: list[str] = []
     for column in source.columns:
-        if column in roles or column == SPLIT:
+        if column in roles:
+            continue
+        if column == SPLIT:
+            why = "the splits are made" if roles.split is None else f"{roles.split!r} tells the splits"
+            notes.append(f"column {column!r} left out: {why}")
             continue
         if column in RESERVED:
             notes.append(f"column {column!r} left out: the name is reserved; rename it to use it")
             continue
         kind, reason = _kind_of(source, column)
+        if strays := _strays(source, column):
+            notes.append(f"column {column!r} is not taken as numbers: {strays}")
         if reason:
             notes.append(f"column {column!r} left out: {reason}")
-        elif (
-            load(kind).infer(column, pa.array([0.0, 1.0, 2.0])) > 0
-        ):  # a kind that takes numbers: cells of one table
+            continue
+        if load(kind).infer(column, _NUMBERS) > 0:  # a kind that takes numbers: cells of one table
             joined.setdefault(kind, []).append(column)
         else:
             whole.append(Field(name=column.replace("+", "_").replace(":", "_"), kind=kind, columns=(column,)))
@@ -172,13 +195,39 @@ def _kind_of(source: Source, column: str) -> tuple[str, str]:
         values = sample(pa.chunked_array([raw.combine_chunks() if source.typed else as_numbers(raw)]))
     if not len(values):
         return "", "it has no values"
-    scores = {kind: load(kind).infer(column, values) for kind in available()}
+    shown = _inline(values)
+    scores = {kind: load(kind).infer(column, shown) for kind in available()}
     best = max(scores, key=lambda kind: (scores[kind], kind))
     if scores[best] <= 0:
         return "", "its values fit no kind of field"
     return best, "" if is_bytes or load(best).is_media else _uninformative(
         source.table.column(column), values
     )
+
+
+def _inline(values: pa.Array) -> pa.Array:
+    """What ``data:`` URIs hold, where most of the values are such; else the values."""
+    if not pa.types.is_string(values.type):
+        return values
+    uris = values.filter(pc.starts_with(values, "data:")).slice(0, _MAX_INLINE_VALUES).to_pylist()
+    if len(uris) <= min(len(values), _MAX_INLINE_VALUES) / 2:
+        return values
+    payloads = []
+    for uri in uris:
+        with contextlib.suppress(DecodeError):  # rejected when it is packed
+            payloads.append(fetch("", uri))
+    return pa.array(payloads, pa.binary()) if payloads else values
+
+
+def _strays(source: Source, column: str) -> str:
+    """The few values of a column of a CSV that keep it from being numbers, in words; "" if there are none or many."""
+    if source.typed or not pa.types.is_string(source.table.schema.field(column).type):
+        return ""
+    texts = source.table.column(column).drop_null()
+    strange = texts.filter(pc.invert(pc.match_substring_regex(texts, _NUMBER_OR_NONE)))
+    if not 0 < len(strange) <= len(texts) / 10:
+        return ""
+    return f"{len(strange)} of its {len(texts)} values are none, such as {strange[0].as_py()[:40]!r}"
 
 
 def _uninformative(column: pa.ChunkedArray, values: pa.Array) -> str:

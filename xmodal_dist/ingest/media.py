@@ -57,8 +57,18 @@ class ByteSpool:
 
     def __init__(self, source: Source, columns: Sequence[str]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        ends = {column: [0] for column in columns}
+        try:
+            self._places = self._copy(source, columns)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _copy(
+        self, source: Source, columns: Sequence[str]
+    ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Begin, or -1 where null, and end of every value in the file."""
         starts: dict[str, list[int]] = {column: [] for column in columns}
+        ends: dict[str, list[int]] = {column: [] for column in columns}
         for batch in iterate_bytes(source, columns) if columns else ():
             for column, array in batch.items():
                 for value in array:
@@ -67,8 +77,8 @@ class ByteSpool:
                     self._file.write(payload or b"")
                     ends[column].append(self._file.tell())
         self._file.flush()
-        self._places: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {
-            column: (np.array(starts[column], dtype=np.int64), np.array(ends[column][1:], dtype=np.int64))
+        return {
+            column: (np.array(starts[column], dtype=np.int64), np.array(ends[column], dtype=np.int64))
             for column in columns
         }
 

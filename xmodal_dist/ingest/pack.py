@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 from pydantic import model_validator
@@ -20,7 +19,7 @@ from pydantic import model_validator
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, Shard, SplitSummary, save_manifest
 from xmodal_dist.dataset.quarantine import Rejected, check_budget
-from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT, Field
+from xmodal_dist.dataset.schema import LABEL, Field
 from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified
 from xmodal_dist.dataset.writer import (
     ShardLimits,
@@ -29,15 +28,14 @@ from xmodal_dist.dataset.writer import (
     require_vacant,
     write_quarantine,
 )
-from xmodal_dist.errors import DataError, DecodeError
-from xmodal_dist.ingest.fields import Roles, cells, choose_fields, find_roles
+from xmodal_dist.errors import DataError, UsageError
+from xmodal_dist.ingest.fields import Roles, choose_fields, find_roles
 from xmodal_dist.ingest.folder import read_folder
-from xmodal_dist.ingest.media import ByteSpool, fetch
+from xmodal_dist.ingest.media import ByteSpool
 from xmodal_dist.ingest.progress import Report
-from xmodal_dist.ingest.records import Roster, call_roll
+from xmodal_dist.ingest.records import Packed, RecordReader, Roster, call_roll
 from xmodal_dist.ingest.source import Source, as_text
 from xmodal_dist.ingest.table import find_tables, read_tables
-from xmodal_dist.modalities import Modality, load
 from xmodal_dist.settings import Settings
 
 __all__ = ["PackSettings", "pack", "read_source"]
@@ -64,9 +62,9 @@ class PackSettings(Settings):
     max_bad_fraction: float = Setting(0.01, ge=0, le=1)
     """Share of the source's records that may be rejected."""
     max_image_side_px: int | None = Setting(None, ge=1)
-    """Images with a longer side are made smaller; None keeps every byte."""
+    """Images whose shorter side is longer are made smaller; None keeps every byte."""
     audio_sample_rate_hz: int | None = Setting(None, ge=1)
-    """Recordings of another rate are resampled; None keeps every byte."""
+    """Recordings of a higher rate are resampled, to mono; None keeps every byte."""
     num_threads: int = Setting(8, ge=1)
     """Threads that fetch and check media."""
 
@@ -84,25 +82,14 @@ class PackSettings(Settings):
 _DEFAULTS = PackSettings()
 
 
-class _Column(NamedTuple):
-    """One packed column of a field: its type and how to get a record's value."""
+class _Plan(NamedTuple):
+    """What is to be packed, known before any media is read."""
 
-    name: str
-    type: pa.DataType
-    read: Callable[[int], Any]
-
-
-class _FieldReader(NamedTuple):
-    field: Field
-    modality: Modality[Any]
-    columns: tuple[_Column, ...]
-
-
-class _Packed(NamedTuple):
-    """A record ready to be written, and the names of the fields it lacks."""
-
-    values: dict[str, Any]
-    missing: tuple[str, ...]
+    roles: Roles
+    fields: tuple[Field, ...]
+    roster: Roster
+    split_of: NDArray[np.int64]
+    notes: tuple[str, ...]
 
 
 def pack(
@@ -140,30 +127,20 @@ def pack(
     """
     target = storage.absolute(dataset)
     require_vacant(target, overwrite)
+    if f"{storage.absolute(source)}/".startswith(f"{target}/"):
+        raise UsageError(f"the source {source!r} lies in {dataset!r}, the folder to write to; choose another")
     raw = read_source(source)
     if not raw.rows:
         raise DataError(f"{source!r} has no records")
-    if not raw.table.num_rows:
+    if len(raw.rejected) == raw.rows:
         remove_dataset(target)
         _settle(target, raw.rejected, raw.rows, settings)
         raise DataError(f"none of the {raw.rows} records of {source!r} can be read")
-    roles = find_roles(
-        raw,
-        label=label,
-        id_column=id_column,
-        split_column=split_column,
-        group=settings.group_column,
-        take_split=not {"split_ratio", "split_method"} & settings.model_fields_set,
-    )
-    chosen, notes = choose_fields(raw, fields, roles)
-    if roles.split is not None and split_column is None:
-        notes.append(f"the splits are those of the column {roles.split!r}")
-    if roles.weight is not None:
-        notes.append(f"the column {roles.weight!r} is the weight of the records")
+    plan = _plan(raw, fields, label, id_column, split_column, settings)
     # Not before everything that was asked for is known to be there: a typing error must not cost the old dataset.
     remove_dataset(target)
     try:
-        manifest = _write_dataset(target, raw, roles, chosen, notes, settings, progress)
+        manifest = _write_dataset(target, raw, plan, settings, progress)
     except BaseException:
         remove_dataset(target, keep_quarantine=True)
         raise
@@ -184,37 +161,65 @@ def read_source(source: str) -> Source:
     return read_tables(tables, root) if tables else read_folder(root)
 
 
-def _write_dataset(
-    target: str,
+def _plan(
     source: Source,
-    roles: Roles,
-    fields: tuple[Field, ...],
-    notes: Sequence[str],
+    fields: Sequence[Field] | None,
+    label: str | None,
+    id_column: str | None,
+    split_column: str | None,
     settings: PackSettings,
-    progress: Report | None,
+) -> _Plan:
+    """Choose columns, fields and splits, and refuse what cannot be trained on."""
+    asked_to_split = sorted({"split_ratio", "split_method"} & settings.model_fields_set)
+    roles = find_roles(
+        source,
+        label=label,
+        id_column=id_column,
+        split_column=split_column,
+        group=settings.group_column,
+        take_split=not asked_to_split,
+    )
+    chosen, notes = choose_fields(source, fields, roles)
+    if roles.split is not None and split_column is None:
+        notes.append(f"the splits are those of the column {roles.split!r}")
+    if roles.split is not None and asked_to_split:
+        names = " and ".join(f"pack.{name}" for name in asked_to_split)
+        notes.append(f"{names} had no effect: the splits are those of the column {roles.split!r}")
+    if roles.weight is not None:
+        notes.append(f"the column {roles.weight!r} is the weight of the records")
+    roster = call_roll(source, roles)
+    split_of = _split(source, roster, roles, settings)
+    _require_classes(set(roster.labels) - {None}, roles, rejected=0)
+    if (
+        not roster.rejected
+    ):  # else the train split may be empty because of them, which the quarantine has to tell
+        _require_train(int(np.sum(split_of == 0)), roles, rejected=0)
+    return _Plan(roles, chosen, roster, split_of, tuple(notes))
+
+
+def _write_dataset(
+    target: str, source: Source, plan: _Plan, settings: PackSettings, progress: Report | None
 ) -> Manifest:
     """Write everything but the manifest."""
-    roster = call_roll(source, roles)
-    rejected = [*source.rejected, *roster.rejected]
-    split_of = _split(source, roster, roles, settings)
-    _require_trainable({roster.labels[row] for row in roster.rows}, int(np.sum(split_of == 0)), roles)
-    summaries, shards = _write_splits(target, source, roster, fields, split_of, settings, rejected, progress)
+    rejected = [*source.rejected, *plan.roster.rejected]
+    summaries, shards = _write_splits(target, source, plan, settings, rejected, progress)
     _settle(target, rejected, source.rows, settings)
     classes = sorted(set().union(*(summary.classes for summary in summaries.values())))
-    _require_trainable(set(classes), summaries["train"].rows, roles)
+    _require_classes(classes, plan.roles, len(rejected))
+    _require_train(summaries["train"].rows, plan.roles, len(rejected))
     packed = sum(summary.rows for summary in summaries.values())
     assert packed + len(rejected) == source.rows, "records were lost while packing"
     empty = [f"the split {split!r} is empty" for split in SPLITS if not summaries[split].rows]
     return Manifest(
-        fields=fields,
+        fields=plan.fields,
         classes=tuple(classes),
         splits=summaries,
         shards=tuple(shards),
         source_rows=source.rows,
         quarantined_rows=len(rejected),
-        has_weights=roster.weights is not None,
+        has_weights=plan.roster.weights is not None,
         seed=settings.seed,
-        notes=(*source.notes, *notes, *empty),
+        notes=(*source.notes, *plan.notes, *empty),
     )
 
 
@@ -223,19 +228,30 @@ def _settle(target: str, rejected: Sequence[Rejected], rows: int, settings: Pack
     check_budget(rejected, rows, settings.max_bad_fraction, _BUDGET_SETTING)
 
 
-def _require_trainable(labels: Collection[str | None], train_rows: int, roles: Roles) -> None:
-    if len(labels) < 2:
-        what = f"one class only, {next(iter(labels))!r}" if labels else "no label"
+def _require_classes(labels: Collection[str | None], roles: Roles, rejected: int) -> None:
+    """``rejected`` is how many records are left out already."""
+    if len(labels) >= 2:
+        return
+    what = f"one class only, {next(iter(labels))!r}" if labels else "no label"
+    if rejected:
         raise DataError(
-            f"the label column {roles.label!r} has {what}: a classifier needs two or more. Check --label"
+            f"without the {rejected} rejected record(s) the label column {roles.label!r} has {what}: a classifier "
+            "needs two or more. The quarantine tells why they were rejected"
         )
-    if not train_rows:
-        place = (
-            f"no record of the column {roles.split!r} is of it; check --split"
-            if roles.split
-            else "set --split-ratio"
-        )
-        raise DataError(f"the train split is empty, there is nothing to train on: {place}")
+    raise DataError(
+        f"the label column {roles.label!r} has {what}: a classifier needs two or more. Check --label"
+    )
+
+
+def _require_train(rows: int, roles: Roles, rejected: int) -> None:
+    if rows:
+        return
+    place = f"no record of the column {roles.split!r} is of it; check --split"
+    if rejected:
+        place = f"{rejected} record(s) were rejected; the quarantine tells why"
+    elif roles.split is None:
+        place = "set --split-ratio"
+    raise DataError(f"the train split is empty, there is nothing to train on: {place}")
 
 
 def _split(source: Source, roster: Roster, roles: Roles, settings: PackSettings) -> NDArray[np.int64]:
@@ -259,33 +275,32 @@ def _split(source: Source, roster: Roster, roles: Roles, settings: PackSettings)
 def _write_splits(
     target: str,
     source: Source,
-    roster: Roster,
-    fields: Sequence[Field],
-    split_of: NDArray[np.int64],
+    plan: _Plan,
     settings: PackSettings,
     rejected: list[Rejected],
     progress: Report | None,
 ) -> tuple[dict[str, SplitSummary], list[Shard]]:
     """Check and write every record of the roster; those that fail are appended to ``rejected``."""
-    spooled = [c for field in fields for c in field.columns if c in source.byte_columns]
+    spooled = [c for field in plan.fields for c in field.columns if c in source.byte_columns]
     shards: list[Shard] = []
     counts = {split: Counter[str]() for split in SPLITS}
     missing = {split: Counter[str]() for split in SPLITS}
-    done = source.rows - len(roster.rows)
+    done = source.rows - len(plan.roster.rows)
     limits = ShardLimits(settings.rows_per_row_group, settings.row_group_bytes, settings.shard_bytes)
+    in_flight = settings.num_threads * _RECORDS_IN_FLIGHT_PER_THREAD
     with ByteSpool(source, spooled) as spool, ThreadPoolExecutor(settings.num_threads, "pack") as pool:
-        readers = [_field_reader(source, field, spool) for field in fields]
-        schema = _packed_schema(readers, roster.weights is not None)
-
-        def prepare(row: int) -> _Packed | Rejected:
-            return _prepare(source, roster, readers, settings, row)
-
+        reader = RecordReader(
+            source,
+            plan.roster,
+            plan.fields,
+            spool,
+            max_image_side_px=settings.max_image_side_px,
+            audio_sample_rate_hz=settings.audio_sample_rate_hz,
+        )
         for index, split in enumerate(SPLITS):
-            writer = ShardWriter(target, split, schema, limits)
-            rows = shuffled(roster.rows[split_of == index], split, settings.seed)
-            for record in _in_order(
-                pool, prepare, rows.tolist(), settings.num_threads * _RECORDS_IN_FLIGHT_PER_THREAD
-            ):
+            writer = ShardWriter(target, split, reader.schema, limits)
+            rows = shuffled(plan.roster.rows[plan.split_of == index], split, settings.seed)
+            for record in _in_order(pool, reader.read, rows.tolist(), in_flight):
                 done += 1
                 if isinstance(record, Rejected):
                     rejected.append(record)
@@ -301,79 +316,18 @@ def _write_splits(
         split: SplitSummary(
             rows=counts[split].total(),
             classes={name: counts[split][name] for name in classes},
-            missing={field.name: missing[split][field.name] for field in fields},
+            missing={field.name: missing[split][field.name] for field in plan.fields},
         )
         for split in SPLITS
     }
     return summaries, shards
 
 
-def _field_reader(source: Source, field: Field, spool: ByteSpool) -> _FieldReader:
-    modality = load(field.kind)
-    return _FieldReader(field, modality, tuple(_column(source, modality, c, spool) for c in field.columns))
-
-
-def _column(source: Source, modality: Modality[Any], name: str, spool: ByteSpool) -> _Column:
-    if name in source.byte_columns:
-        if modality.is_media:
-            return _Column(name, pa.binary(), lambda row: spool.get(name, row))
-        return _Column(name, pa.string(), lambda row: _decoded(spool.get(name, row)))
-    if modality.is_media:
-        paths = source.table.column(name).combine_chunks()
-
-        def fetched(row: int) -> bytes | None:
-            value = paths[row].as_py()
-            return None if value is None else fetch(source.folders[source.file_of[row]], value)
-
-        return _Column(name, pa.binary(), fetched)
-    values = cells(source, modality, name)
-    return _Column(name, values.type, lambda row: values[row].as_py())
-
-
-def _decoded(payload: bytes | None) -> str | None:
-    try:
-        return None if payload is None else payload.decode()
-    except UnicodeDecodeError as error:
-        raise DecodeError("text_not_utf8", str(error)) from error
-
-
-def _packed_schema(readers: Sequence[_FieldReader], has_weights: bool) -> pa.Schema:
-    columns = [(column.name, column.type) for reader in readers for column in reader.columns]
-    weight = [(WEIGHT, pa.float32())] if has_weights else []
-    return pa.schema([(ID, pa.string()), *columns, (LABEL, pa.string()), *weight])
-
-
-def _prepare(
-    source: Source, roster: Roster, readers: Sequence[_FieldReader], settings: PackSettings, row: int
-) -> _Packed | Rejected:
-    """Fetch, check and, if asked, shrink the values of one record; runs in a thread."""
-    record_id = roster.ids[row]
-    values: dict[str, Any] = {ID: record_id, LABEL: roster.labels[row]}
-    if roster.weights is not None:
-        values[WEIGHT] = roster.weights[row]
-    missing = []
-    for field, modality, columns in readers:
-        try:
-            found = [column.read(row) for column in columns]
-            if all(value is None for value in found):
-                missing.append(field.name)
-            else:
-                modality.check(found)
-                if modality.is_media:
-                    found = [
-                        modality.shrink(found[0], settings.max_image_side_px, settings.audio_sample_rate_hz)
-                    ]
-        except DecodeError as error:
-            return source.reject(row, record_id, field.name, error.reason, error.detail)
-        values.update(zip(field.columns, found, strict=True))
-    return _Packed(values, tuple(missing))
-
-
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], _Packed | Rejected], rows: Iterable[int], in_flight: int
-) -> Iterator[_Packed | Rejected]:
+    pool: ThreadPoolExecutor, work: Callable[[int], Packed | Rejected], rows: Iterable[int], in_flight: int
+) -> Iterator[Packed | Rejected]:
     """Results in the order of ``rows``, at most ``in_flight`` of them under way."""
-    pending: deque[Future[_Packed | Rejected]] = deque()
+    pending: deque[Future[Packed | Rejected]] = deque()
     for row in rows:
         pending.append(pool.submit(work, row))
         if len(pending) >= in_flight:

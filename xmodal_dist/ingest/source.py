@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.dataset.schema import Field
 
-__all__ = ["SPLIT", "Source", "as_numbers", "as_text", "relative_name", "sample", "single"]
+__all__ = ["NO_NUMBER", "SPLIT", "Source", "as_numbers", "as_text", "relative_name", "sample", "single"]
 
 SPLIT = "split"
 """Column of the split in sources that name one."""
 _SAMPLE_VALUES = 1000
-_NO_NUMBER = pa.array(["na", "n/a", "nan", "null", "none", "-", "?"])
+_LARGEST_EXACT_INTEGER = 2.0**53
+NO_NUMBER = ("na", "n/a", "nan", "null", "none", "-", "?")
+"""What stands in a column of numbers, in any case, where there is none."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Source:
     @property
     def rows(self) -> int:
         """Records of the source, unreadable ones included."""
-        return int(self.table.num_rows) + len(self.rejected)
+        return len(self.row_of) + len(self.rejected)  # a table without columns has no length
 
     def reject(self, row: int, record_id: str, column: str, reason: str, message: str) -> Rejected:
         """A rejection of record ``row`` of the table."""
@@ -91,8 +93,9 @@ def as_text(column: pa.ChunkedArray) -> pa.Array:
     array = single(column)
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-        whole = pc.all(pc.equal(pc.floor(array), array)).as_py()
-        array = array.cast(pa.int64(), safe=False) if whole is not False else array
+        exact = pc.less_equal(pc.abs(array), _LARGEST_EXACT_INTEGER)
+        whole = pc.all(pc.and_(exact, pc.equal(pc.floor(array), array))).as_py()
+        array = array.cast(pa.int64()) if whole is not False else array
     text = pc.utf8_trim_whitespace(array.cast(pa.string()))
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
@@ -103,7 +106,9 @@ def as_numbers(column: pa.ChunkedArray) -> pa.Array:
     if not pa.types.is_string(array.type):
         return array
     trimmed = pc.utf8_trim_whitespace(array)
-    trimmed = pc.if_else(pc.is_in(pc.utf8_lower(trimmed), _NO_NUMBER), pa.scalar(None, pa.string()), trimmed)
+    trimmed = pc.if_else(
+        pc.is_in(pc.utf8_lower(trimmed), pa.array(NO_NUMBER)), pa.scalar(None, pa.string()), trimmed
+    )
     if trimmed.null_count == len(trimmed) or pc.any(pc.match_substring_regex(trimmed, r"^[+-]?0\d")).as_py():
         return array
     for numeric in (pa.int64(), pa.float64()):

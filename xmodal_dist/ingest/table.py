@@ -36,6 +36,7 @@ _FORMATS = {
 }
 _ROWS_PER_BATCH = 128
 _SAMPLE_BYTE_VALUES = 64
+_MAX_CELL_CHARACTERS = 1 << 30
 
 
 class _Part(NamedTuple):
@@ -81,7 +82,8 @@ def read_tables(files: Sequence[str], root: str) -> Source:
     Raises:
         DataError: a file is empty, or no table at all.
     """
-    base = re.split(r"[*?\[]", root)[0].rpartition("/")[0] if root not in files and _is_glob(root) else root
+    inside = all(path == root or path.startswith(root.rstrip("/") + "/") for path in files)
+    base = root if inside else re.split(r"[*?\[]", root)[0].rpartition("/")[0]  # of a glob: what precedes it
     names = tuple(relative_name(path, base) for path in files)
     folders = tuple(path.rpartition("/")[0] or "/" for path in files)
     form = _format_of(files[0])
@@ -114,7 +116,7 @@ def iterate_bytes(source: Source, columns: Sequence[str]) -> Iterator[dict[str, 
             present = [c for c in columns if c in file.schema_arrow.names]
             for batch in file.iter_batches(_ROWS_PER_BATCH, columns=present):
                 nulls = pa.nulls(batch.num_rows, pa.binary())
-                yield {c: _payload(batch.column(c)) if c in present else nulls for c in columns}
+                yield {c: _payload(batch.column(c), c) if c in present else nulls for c in columns}
 
 
 def _is_glob(path: str) -> bool:
@@ -131,16 +133,14 @@ def _read_csv(payload: bytes, name: str) -> _Part:
     if not text.strip():
         raise DataError(f"{name} is empty: expected a line of column names, then one line for each record")
     lines = io.StringIO(text, newline="").readlines()
-    delimiter = max(",;\t", key=lines[0].count)
+    delimiter = max(",;\t", key=next(line for line in lines if line.strip()).count)
     rows = _csv_rows(lines, delimiter)
     header = next(rows)
     if isinstance(header, str) or _is_not_utf8(header):
-        reason = header if isinstance(header, str) else "it is not UTF-8"
+        reason = header if isinstance(header, str) else "it is not UTF-8; save the file as UTF-8"
         raise DataError(f"{name}: the line of column names cannot be read: {reason}")
     header = [cell.strip() or f"unnamed_{i}" for i, cell in enumerate(header)]
-    repeated = [column for column, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise DataError(f"{name} has two columns named {repeated[0]!r}; rename one")
+    _require_unique(header, name)
     part = _Part({column: [] for column in header}, [], [])
     for row, cells in enumerate(rows):
         if isinstance(cells, str):
@@ -158,12 +158,21 @@ def _read_csv(payload: bytes, name: str) -> _Part:
     return part
 
 
+def _require_unique(columns: Sequence[str], name: str) -> None:
+    repeated = [column for column, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"{name} has two columns named {repeated[0]!r}; rename one")
+
+
 def _csv_rows(lines: Sequence[str], delimiter: str) -> Iterator[list[str] | str]:
     """The cells of each row, or what is wrong with it; blank lines are no rows.
 
     Reading goes on with the line after the one where a bad row began: a quote that is not closed costs one line, not
     the records up to the next quote.
     """
+    csv.field_size_limit(
+        _MAX_CELL_CHARACTERS
+    )  # process-wide; the default is too small for media within a cell
     at = 0
     while at < len(lines):
         reader = csv.reader((lines[i] for i in range(at, len(lines))), delimiter=delimiter, strict=True)
@@ -237,22 +246,21 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _read_parquet(files: Sequence[str], names: tuple[str, ...], folders: tuple[str, ...]) -> Source:
-    tables, notes, samples = [], dict[str, None](), dict[str, list[pa.Array]]()
+    tables, counts, notes, samples = [], list[int](), dict[str, None](), dict[str, list[pa.Array]]()
     for path, name in zip(files, names, strict=True):
         try:
             with storage.open_read(path) as handle, pq.ParquetFile(handle) as file:
+                _require_unique(file.schema_arrow.names, name)
                 payloads = [f.name for f in file.schema_arrow if _holds_bytes(f.type)]
                 usable = [f.name for f in file.schema_arrow if _holds_cells(f.type)]
                 for f in file.schema_arrow:
                     if f.name not in payloads and f.name not in usable:
                         what = f"its type is {f.type}; store it as numbers, text or bytes"
                         notes[f"column {f.name!r} left out: {what}"] = None
+                counts.append(file.metadata.num_rows)
                 tables.append(_normalised(file.read(columns=usable)))
-                batch = (
-                    next(file.iter_batches(_SAMPLE_BYTE_VALUES, columns=payloads), None) if payloads else None
-                )
                 for column in payloads:
-                    samples.setdefault(column, []).extend([_payload(batch.column(column))] if batch else [])
+                    samples.setdefault(column, []).append(_sample_bytes(file, column))
         except (pa.ArrowException, OSError) as error:
             what = f"has {storage.size_of(path)} bytes and cannot be read as Parquet"
             raise DataError(f"{name} {what}: {error}. Mend it or take it out of the source") from error
@@ -260,7 +268,11 @@ def _read_parquet(files: Sequence[str], names: tuple[str, ...], folders: tuple[s
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"the Parquet files do not fit together: {error}") from error
-    counts = [t.num_rows for t in tables]
+    for column in samples.keys() & set(table.column_names):
+        where = next(name for name, t in zip(names, tables, strict=True) if column in t.column_names)
+        raise DataError(
+            f"the Parquet files do not fit together: {where} has text or numbers in the column {column!r}, others bytes"
+        )
     return Source(
         table=table,
         files=names,
@@ -297,9 +309,28 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _payload(column: pa.Array) -> pa.Array:
-    array = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-    return array.cast(pa.binary())
+def _sample_bytes(file: pq.ParquetFile, column: str) -> pa.Array:
+    """The first values of a byte column that are there."""
+    for batch in file.iter_batches(_SAMPLE_BYTE_VALUES, columns=[column]):
+        values = _payload(batch.column(0), column).drop_null()
+        if len(values):
+            return values
+    return pa.array([], pa.binary())
+
+
+def _payload(column: pa.Array, name: str) -> pa.Array:
+    if not pa.types.is_struct(column.type):
+        return column.cast(pa.binary())
+    payloads = pc.struct_field(column, "bytes").cast(pa.binary())
+    if column.type.get_field_index("path") >= 0:
+        paths = pc.struct_field(column, "path")
+        elsewhere = paths.filter(pc.and_(pc.is_null(payloads), pc.is_valid(paths)))
+        if len(elsewhere):
+            raise DataError(
+                f"column {name!r} of bytes and path has the path {elsewhere[0].as_py()!r} without its bytes: "
+                "store the bytes with it, or the path alone in a column of text"
+            )
+    return payloads
 
 
 def _normalised(table: pa.Table) -> pa.Table:
