@@ -51,6 +51,18 @@ def test_what_is_missing_has_no_say(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_is_hidden_has_no_say_either(fusion: str) -> None:
+    model = _model(fusion).eval()
+    inputs, present, _ = _batch(20)
+    features = model.encode(inputs, torch.ones_like(present))
+    logits = model.field_logits(features)
+    for mask in (torch.zeros(3, dtype=torch.bool), torch.tensor([False, True, False])):
+        shown = present & mask
+        alone = model(inputs, shown).fused
+        assert torch.allclose(model.fuse(features, shown, field_logits=logits), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_record_with_nothing_still_gets_finite_logits(fusion: str) -> None:
     inputs, present, _ = _batch(3)
     logits = _model(fusion).eval()(inputs, torch.zeros_like(present)).fused

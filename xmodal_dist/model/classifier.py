@@ -123,6 +123,9 @@ class CrossModalClassifier(nn.Module):
         features = self._fill(features, present)
         if field_logits is None:
             field_logits = self.field_logits(features, keys)
+        # A hidden field's logits are those of its stand-in, or a row with nothing to show would show what is hidden.
+        unseen = torch.stack([head(self.stand_ins[m]) for m, head in enumerate(self.heads)])
+        field_logits = torch.where(present.unsqueeze(-1), field_logits, unseen.to(field_logits.dtype))
         logits: torch.Tensor = self.fusion(features, field_logits, present, keys)
         return logits
 

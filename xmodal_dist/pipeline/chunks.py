@@ -97,7 +97,7 @@ class ChunkReader:
     window_rows: int
     decode_threads: int
     _plans: dict[tuple[str, int, bool], list[list[Unit]]] = field(
-        default_factory=dict, compare=False, repr=False
+        init=False, default_factory=dict, compare=False, repr=False
     )
 
     def steps(self, split: str) -> int:
