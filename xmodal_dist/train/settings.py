@@ -28,6 +28,9 @@ class TrainSettings(Settings):
         lanes: fixed reading lanes; at least the number of workers, also of those that resume the run.
         micro_batch_rows: rows that a worker takes through the network at once; gradients of a step are accumulated over
             as many micro-batches as it needs. None takes its whole share.
+        gradient_order: ``lanes`` adds gradients lane by lane in a fixed order, so that 1 and 2 workers end with equal
+            weights, to the bit; ``fast`` leaves the order to DDP; ``auto`` is ``lanes`` on CPUs (where it costs about a
+            sixth of the step) and ``fast`` on accelerators.
         learning_rate: peak of AdamW's learning rate, reached after the warm-up and then annealed by a cosine to 0.
         warmup_fraction: share of all steps in which the learning rate rises linearly from 0.
         weight_decay: AdamW's, on matrices only.
@@ -52,6 +55,7 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=64, ge=1)
     lanes: int = Field(default=8, ge=1)
     micro_batch_rows: int | None = Field(default=None, ge=1)
+    gradient_order: Literal["auto", "lanes", "fast"] = "auto"
     learning_rate: float = Field(default=2e-3, gt=0)
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -83,6 +87,10 @@ class TrainSettings(Settings):
             )
         if window_rows < 1:
             raise UsageError(f"pipeline.window_rows={window_rows} must be at least 1")
+
+    def adds_lane_by_lane(self, device_type: str) -> bool:
+        """Whether gradients are added in a fixed order on a device of this type."""
+        return self.gradient_order == "lanes" or (self.gradient_order == "auto" and device_type == "cpu")
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the result: a resumed run must have the same."""

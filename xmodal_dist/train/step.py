@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from xmodal_dist.batch import Batch
 from xmodal_dist.modalities.fields import transform
 from xmodal_dist.model.losses import LossSum, classification_loss
 from xmodal_dist.train.goodput import Stopwatch
+from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 from xmodal_dist.train.job import TrainJob
 
 __all__ = ["OneStep", "StepSums", "optimizer_step"]
@@ -66,10 +65,10 @@ def optimizer_step(
     """Forward, backward and update.
 
     The loss of a step is the weighted mean over the *global* batch: each rank divides its sum by the global weight, and
-    multiplies by the number of ranks because DDP averages gradients. Micro-batches add up to the same gradient.
+    multiplies by the number of ranks because gradients are averaged. Micro-batches add up to the same gradient.
     """
-    train = job.train
-    class_weights = _class_weights(job, batch.labels.device)
+    train, device = job.train, batch.labels.device
+    class_weights = _class_weights(job, device)
     weight = (
         batch.weights if class_weights is None else batch.weights * class_weights[batch.labels.clamp(min=0)]
     )
@@ -77,21 +76,21 @@ def optimizer_step(
     if num_workers > 1:
         dist.all_reduce(global_weight)
     scale = num_workers / global_weight.clamp(min=1e-12).float()
-    loss_sum = torch.zeros((), device=batch.labels.device)
-    pieces = _pieces(len(batch), train.micro_batch_rows)
-    for index, rows in enumerate(pieces):
-        last = index == len(pieces) - 1
-        hold = (
-            contextlib.nullcontext()
-            if last or not isinstance(model, DistributedDataParallel)
-            else model.no_sync()
-        )
-        with hold:
-            with watch.stage("forward"):
-                loss = _loss(model, _rows(batch, rows), job, class_weights)
-            with watch.stage("backward"):
-                (loss.total * scale).backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.fused.detach()
+    loss_sum = torch.zeros((), device=device)
+
+    def backward(rows: slice) -> None:
+        with watch.stage("forward"):
+            loss = _loss(model, _rows(batch, rows), job, class_weights)
+        with watch.stage("backward"):
+            (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+        loss_sum.add_(loss.fused.detach())
+
+    if train.adds_lane_by_lane(device.type):
+        size = train.batch_size // train.lanes
+        lanes = [pieces(slice(at, at + size), train.micro_batch_rows) for at in range(0, len(batch), size)]
+        accumulate_by_lane(model, lanes, backward, num_workers)
+    else:
+        accumulate(model, pieces(slice(0, len(batch)), train.micro_batch_rows), backward)
     with watch.stage("optimizer"):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -140,14 +139,12 @@ def _class_weights(job: TrainJob, device: torch.device) -> torch.Tensor | None:
     return (summary.rows / (len(counts) * counts.clamp(min=1))).to(device)
 
 
-def _pieces(rows: int, micro_batch_rows: int | None) -> list[slice]:
-    size = micro_batch_rows or rows
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
 def _rows(batch: Batch, rows: slice) -> Batch:
+    """Some rows, in memory of their own: kernels add up in another order where memory is aligned otherwise."""
     return Batch(
-        inputs={f: {name: t[rows] for name, t in tensors.items()} for f, tensors in batch.inputs.items()},
+        inputs={
+            f: {name: t[rows].clone() for name, t in tensors.items()} for f, tensors in batch.inputs.items()
+        },
         present=batch.present[rows],
         labels=batch.labels[rows],
         weights=batch.weights[rows],

@@ -1,0 +1,75 @@
+"""Both ways to the global gradient, on two processes with DDP over gloo and on one."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
+
+LANES, ROWS_PER_LANE = 8, 3
+
+
+def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torch.Tensor:
+    """Of the mean loss over all lanes' rows, flat."""
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 1))
+    x = torch.randn(LANES, ROWS_PER_LANE, 6)[rank::num_workers].reshape(-1, 6)
+    model = DistributedDataParallel(bare, gradient_as_bucket_view=True) if wrapped else bare
+
+    def backward(rows: slice) -> None:
+        (model(x[rows].clone()).square().sum() * num_workers / (LANES * ROWS_PER_LANE)).backward()
+
+    for _ in range(2):  # twice, since DDP's first step differs from the others
+        bare.zero_grad(set_to_none=True)
+        if by_lane:
+            lanes = [pieces(slice(at, at + ROWS_PER_LANE), None) for at in range(0, len(x), ROWS_PER_LANE)]
+            accumulate_by_lane(model, lanes, backward, num_workers)
+        else:
+            accumulate(model, pieces(slice(0, len(x)), 5), backward)
+    return torch.cat([p.grad.reshape(-1) for p in bare.parameters() if p.grad is not None])
+
+
+def _rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {by_lane: _gradient(by_lane, rank, 2, wrapped=True) for by_lane in (True, False)}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[bool, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_lane_by_lane_two_workers_have_the_gradient_of_one_to_the_bit(
+    on_two: list[dict[bool, torch.Tensor]],
+) -> None:
+    alone = _gradient(True, 0, 1, wrapped=False)
+    assert torch.equal(on_two[0][True], alone) and torch.equal(on_two[1][True], alone)
+
+
+def test_by_ddp_two_workers_have_the_gradient_of_one_closely(on_two: list[dict[bool, torch.Tensor]]) -> None:
+    alone = _gradient(False, 0, 1, wrapped=False)
+    assert torch.equal(on_two[0][False], on_two[1][False])
+    assert torch.allclose(on_two[0][False], alone, atol=1e-6)
+    assert torch.allclose(_gradient(True, 0, 1, wrapped=False), alone, atol=1e-6)
+
+
+def test_pieces_cover_every_row_once() -> None:
+    for size in (None, 1, 2, 5, 7, 50):
+        found = pieces(slice(3, 10), size)
+        assert [row for piece in found for row in range(piece.start, piece.stop)] == list(range(3, 10))
