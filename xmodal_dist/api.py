@@ -20,7 +20,7 @@ from xmodal_dist.doctor import Finding, examine
 from xmodal_dist.errors import UsageError
 from xmodal_dist.evaluate import Evaluation, evaluate_predictions
 from xmodal_dist.ingest import pack as packing
-from xmodal_dist.ingest.progress import ConsoleProgress
+from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
 from xmodal_dist.report import scoring as scoring_page

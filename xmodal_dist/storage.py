@@ -26,11 +26,9 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
-    "make_directory",
     "open_read",
     "read_bytes",
     "read_text",
-    "require_directory",
     "sha256_of",
     "size_of",
     "write_bytes",
@@ -82,18 +80,6 @@ def size_of(path: str) -> int:
     """Size in bytes."""
     fs, inner = filesystem(path)
     return int(fs.size(inner))
-
-
-def make_directory(path: str) -> None:
-    """Create a directory and its parents where the store has directories."""
-    fs, inner = filesystem(path)
-    fs.makedirs(inner, exist_ok=True)
-
-
-def require_directory(path: str, what: str) -> None:
-    """Raise :class:`UsageError` unless ``path`` exists; ``what`` names it in the message."""
-    if not exists(path):
-        raise UsageError(f"{what} {path!r} does not exist")
 
 
 def list_files(path: str, suffix: str = "") -> list[str]:

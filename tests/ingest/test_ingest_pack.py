@@ -25,7 +25,7 @@ from xmodal_dist.dataset.schema import parse_field
 from xmodal_dist.dataset.verify import verify_dataset
 from xmodal_dist.errors import BudgetExceededError, DataError, UsageError
 from xmodal_dist.ingest.pack import PackSettings, pack
-from xmodal_dist.ingest.progress import ConsoleProgress
+from xmodal_dist.progress import ConsoleProgress
 
 LENIENT = PackSettings(max_bad_fraction=0.5)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from xmodal_dist.bundle import check_files, load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
-from xmodal_dist.errors import SpecDiffersError, UsageError
+from xmodal_dist.errors import BudgetExceededError, SpecDiffersError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.chunks import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
@@ -129,7 +132,7 @@ def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
     goodput = json.loads((run / "goodput.json").read_text())
     assert goodput["records"] == EPOCHS * 120 and goodput["cpu_s_per_record"] > 0
     assert sum(goodput["stages_s"].values()) == pytest.approx(goodput["wall_s"], rel=0.05)
-    assert not list(run.rglob("*.pkl")) or all("ray" in p.parts for p in run.rglob("*.pkl"))
+    assert {p.suffix for p in (run / "bundle").rglob("*") if p.is_file()} == {".json", ".safetensors"}
 
 
 def test_a_finished_run_resumes_to_its_end_at_once_and_other_settings_are_refused(
@@ -156,3 +159,47 @@ def test_more_workers_than_lanes_names_the_setting(tiny_dataset: str, tmp_path: 
         _train(tiny_dataset, tmp_path / "run", 7)
     with pytest.raises(UsageError, match=r"train\.batch_size=16"):
         _train(tiny_dataset, tmp_path / "run", 1, batch_size=16)
+
+
+@pytest.fixture
+def damaged_dataset(tiny_dataset: str, tmp_path: Path) -> str:
+    """The tiny dataset with one training and one validation picture cut short after packing."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(tiny_dataset, copy)
+    for split in ("train", "val"):
+        shard = sorted((copy / "data").glob(f"{split}-*"))[0]
+        rows = pq.read_table(shard).to_pylist()
+        row = next(r for r in rows if r["picture"] is not None)
+        row["picture"] = row["picture"][:60]
+        pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(shard)), shard, row_group_size=8)
+    return str(copy)
+
+
+def test_records_that_cannot_be_decoded_are_counted_and_named(damaged_dataset: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _train(damaged_dataset, run, 2, epochs=1, max_bad_fraction=0.05)
+    (epoch,) = [line for line in read_metrics(str(run)) if line["event"] == "epoch"]
+    assert epoch["records"] == 119 and epoch["val_rows"] == 14 and epoch["val_rows_rejected"] == 1
+    named = pq.read_table(run / "quarantine").to_pylist()
+    assert sorted(r["source"].split("/")[-1][:3] for r in named) == ["tra", "val"]
+    assert {r["field"] for r in named} == {"picture"} and all(r["reason"] and r["message"] for r in named)
+
+
+def test_too_many_of_them_fail_the_run_at_once_and_say_where_they_are(
+    damaged_dataset: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(
+        BudgetExceededError, match=r"2 of 135 records .* train\.max_bad_fraction=0 .*quarantine"
+    ):
+        _train(damaged_dataset, run, 1, max_bad_fraction=0.0)
+    starts = [line for line in read_metrics(str(run)) if line["event"] == "start"]
+    assert len(starts) == 1, "a restart cannot help"
+
+
+def test_a_shard_that_is_gone_is_named(tiny_dataset: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dataset, tmp_path / "holed")
+    shard = sorted((tmp_path / "holed" / "data").glob("val-*"))[0]
+    shard.unlink()
+    with pytest.raises(XmodalError, match=shard.name):
+        _train(str(tmp_path / "holed"), tmp_path / "run", 1, max_failures=0)

@@ -76,7 +76,11 @@ def to_parquet(rejected: Sequence[Rejected]) -> bytes:
 
 
 def check_budget(
-    rejected: Sequence[Rejected] | Counter[str], rows: int, max_fraction: float, setting: str
+    rejected: Sequence[Rejected] | Counter[str],
+    rows: int,
+    max_fraction: float,
+    setting: str,
+    quarantine: str = "",
 ) -> None:
     """Fail where more than ``max_fraction`` of ``rows`` were rejected.
 
@@ -85,6 +89,7 @@ def check_budget(
         rows: records seen, rejected ones included.
         max_fraction: 0 to 1.
         setting: name of the setting to raise, for the message.
+        quarantine: where the rejected records are, for the message; "" leaves it out.
 
     Raises:
         BudgetExceededError: with the counts by reason and one example.
@@ -103,4 +108,5 @@ def check_budget(
         f"more than {setting}={max_fraction:g} allows: "
         f"{', '.join(f'{reason} {n}' for reason, n in reasons.most_common())}.{example} "
         f"Mend the source, or raise {setting} to go on without them."
+        + (f" Each is named in {quarantine}." if quarantine else "")
     )

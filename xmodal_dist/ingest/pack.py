@@ -32,10 +32,10 @@ from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.ingest.fields import Roles, choose_fields, find_roles
 from xmodal_dist.ingest.folder import read_folder
 from xmodal_dist.ingest.media import ByteSpool
-from xmodal_dist.ingest.progress import Report
 from xmodal_dist.ingest.records import Packed, RecordReader, Roster, call_roll
 from xmodal_dist.ingest.source import Source, as_text
 from xmodal_dist.ingest.table import find_tables, read_tables
+from xmodal_dist.progress import Report
 from xmodal_dist.settings import Settings
 
 __all__ = ["PackSettings", "pack", "read_source"]

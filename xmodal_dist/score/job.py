@@ -19,10 +19,10 @@ from xmodal_dist import runtime, storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
-from xmodal_dist.errors import BudgetExceededError, RunAgainError, UsageError, XmodalError
+from xmodal_dist.errors import RunAgainError, UsageError, XmodalError
+from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import Identity, Part, ScoreManifest
-from xmodal_dist.score.progress import Progress
 from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
 from xmodal_dist.score.worker import Job, ScoreWorker, part_from_receipt, subset_names
 from xmodal_dist.settings import Settings
@@ -120,13 +120,17 @@ def score(
     reasons = Counter[str]()
     for part in parts.values():
         reasons.update(part.footer.reasons)
-    with Progress(plan.rows, sum(p.footer.rows_in for p in parts.values())) as progress:
+    quarantine = storage.join(output, ledger.QUARANTINE)
+    done = sum(part.footer.rows_in for part in parts.values())
+    with ConsoleProgress("scoring", before=done) as progress:
         for part in _score_units(run.job, waiting, num_workers):
             parts[part.footer.unit] = part
             reasons.update(part.footer.reasons)
-            progress.add(part.footer.rows_in, part.footer.rows_bad)
-            _check_budget(reasons, run, settings)
-    _check_budget(reasons, run, settings)
+            done += part.footer.rows_in
+            progress(done, reasons.total(), plan.rows)
+            # Against the rows of the whole plan, so that the run stops as soon as its end is certain.
+            check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING, quarantine)
+    check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING, quarantine)
     manifest = ledger.finalise(output, run.identity, plan, parts, run.model.classes, run.job.schema)
     return ScoreResult(output, manifest, sum(unit.rows for unit in waiting))
 
@@ -146,15 +150,6 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
         code=__version__,
     )
     return Run(model, plan, identity, _job(bundle, output, model, settings, plan, identity.digest))
-
-
-def _check_budget(reasons: Counter[str], run: Run, settings: ScoreSettings) -> None:
-    """Against the rows of the whole plan, so that a run stops as soon as its end is certain."""
-    try:
-        check_budget(reasons, run.plan.rows, settings.max_bad_fraction, _BUDGET_SETTING)
-    except BudgetExceededError as error:
-        where = storage.join(run.job.output, ledger.QUARANTINE)
-        raise BudgetExceededError(f"{error} Each is named in {where}.") from error
 
 
 def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:

@@ -59,6 +59,11 @@ class TrainJob:
         return storage.join(self.run, "bundle")
 
     @property
+    def quarantine(self) -> str:
+        """Directory of the records that could not be decoded while training."""
+        return storage.join(self.run, "quarantine")
+
+    @property
     def validates(self) -> bool:
         """Whether the dataset has validation records."""
         return "val" in self.manifest.splits and self.manifest.splits["val"].rows > 0

@@ -104,9 +104,12 @@ def _fit(job: TrainJob, num_workers: int) -> dict[str, Any]:
         ),
     )
     try:
-        return dict(trainer.fit().return_value or {})  # type: ignore[attr-defined]
+        summary = dict(trainer.fit().return_value or {})  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _cause(error) from error
+    if "error" in summary:
+        raise summary["error"]
+    return summary
 
 
 def _cause(error: Exception) -> XmodalError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,7 @@ class _Worker:
         self.batches = self._batches()
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
+        self.reasons = Counter[str]()
         self.reader_cpu_s = 0.0
         self.records = 0
         self.first_step = self.progress.global_step
@@ -81,8 +83,14 @@ class _Worker:
         """Train from wherever the run is to its end."""
         while not self.progress.done:
             self._train_epoch()
-            self._end_epoch(self._validate())
-        summary = self._finish() if self.rank == 0 else {}
+            metrics = self._validate()
+            try:
+                self._end_epoch(metrics)
+            except XmodalError as error:
+                # Decided on figures of all ranks, so every rank is here, and no restart would help.
+                return {"error": error}
+        cpu_s = self._cpu_s()
+        summary = self._finish(cpu_s) if self.rank == 0 else {}
         self.log.close()
         if self.num_workers > 1:
             dist.barrier()
@@ -180,20 +188,32 @@ class _Worker:
         self.progress.rows_used += int(used)
         self.progress.rows_rejected += int(rejected)
         self.records = self.sums.records
+        self._write_rejected()
+
+    def _write_rejected(self) -> None:
+        """Put the records that this rank could not decode since the last call into the run's quarantine."""
+        if self.rejected:
+            name = f"step-{self.progress.global_step:09d}-rank-{self.rank:05d}.parquet"
+            storage.write_bytes(storage.join(self.job.quarantine, name), to_parquet(self.rejected))
+        self.reasons.update(r.reason for r in self.rejected)
+        self.rejected.clear()
 
     def _account(self) -> None:
-        """Every record of the split was used once or rejected; otherwise the run fails."""
+        """Every record of the split was used once or rejected, and not too many were; otherwise the run fails."""
         progress, rows = self.progress, self.job.manifest.splits["train"].rows
         if progress.rows_used + progress.rows_rejected != rows:
             raise XmodalError(
                 f"epoch {progress.epoch}: {progress.rows_used} records used + {progress.rows_rejected} rejected "
                 f"is not the split's {rows}: please report this as a bug"
             )
-        if progress.rows_rejected and self.rejected:
-            name = f"epoch-{progress.epoch:05d}-rank-{self.rank:05d}.parquet"
-            storage.write_bytes(storage.join(self.job.run, "quarantine", name), to_parquet(self.rejected))
-            check_budget(self.rejected, rows, self.job.train.max_bad_fraction, "train.max_bad_fraction")
-        self.rejected.clear()
+        reasons = [self.reasons] * self.num_workers
+        if self.num_workers > 1:
+            dist.all_gather_object(reasons, self.reasons)
+        if self.job.validates:
+            rows += self.job.manifest.splits["val"].rows
+        setting, limit = "train.max_bad_fraction", self.job.train.max_bad_fraction
+        check_budget(sum(reasons, Counter[str]()), rows, limit, setting, self.job.quarantine)
+        self.reasons.clear()
 
     def _restore(self) -> Progress:
         """Continue from the newest whole checkpoint; rank 0 chooses, so that all ranks take the same."""
@@ -223,7 +243,16 @@ class _Worker:
         if low.item() != high.item():
             raise XmodalError("the workers' weights differ: gradients were not synchronised; this is a bug")
 
-    def _finish(self) -> dict[str, Any]:
+    def _cpu_s(self) -> float:
+        """CPU-seconds of all workers and their readers in this attempt."""
+        # Local readers are threads of this process, and counted with it.
+        readers_s = self.reader_cpu_s if self.job.pipeline.placement == "ray" else 0.0
+        total = torch.tensor(time.process_time() + readers_s, device=self.device)
+        if self.num_workers > 1:
+            dist.all_reduce(total)
+        return float(total)
+
+    def _finish(self, cpu_s: float) -> dict[str, Any]:
         """Turn the best epoch's weights into the bundle and write goodput.json."""
         job, progress = self.job, self.progress
         load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device)
@@ -231,7 +260,6 @@ class _Worker:
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
         bundle = Bundle(job.specs, job.manifest.classes, job.model, self.model, metrics, origin)
         fingerprint = save_bundle(job.bundle, bundle)
-        cpu_s = time.process_time() * self.num_workers + self.reader_cpu_s * self.num_workers
         goodput = summarise(self.watch.seconds, time.time() - job.started_s, self.records, cpu_s)
         goodput["num_workers"] = self.num_workers
         self.log.document("goodput.json", goodput)

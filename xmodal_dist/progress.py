@@ -1,4 +1,4 @@
-"""Progress of packing on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a job over records on stderr: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class ConsoleProgress:
     Args:
         what: the activity, for example ``packing``.
         console: where to show it, by default stderr.
+        before: records that an earlier run had done; they count as done, but not for the rate.
     """
 
-    def __init__(self, what: str, console: Console | None = None) -> None:
+    def __init__(self, what: str, console: Console | None = None, before: int = 0) -> None:
         self._what = what
+        self._before = before
         self._console = console or Console(stderr=True)
         self._begin = self._last_line = time.monotonic()
         self._bar = Progress(
@@ -43,7 +45,7 @@ class ConsoleProgress:
     def __call__(self, done: int, rejected: int, total: int) -> None:
         """Show the state; cheap enough to be called for every record."""
         now = time.monotonic()
-        rate = done / max(now - self._begin, 1e-3)
+        rate = (done - self._before) / max(now - self._begin, 1e-3)
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, total=total, rate=rate, rejected=rejected)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES or done == total:
