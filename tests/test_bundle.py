@@ -10,8 +10,9 @@ from xmodal_dist.bundle import Bundle, build_model, check_files, load_bundle, sa
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import CheckpointError
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.chunks import ChunkReader
+from xmodal_dist.pipeline.chunks import Schedule
 from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.pipeline.reader import ChunkReader
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def test_a_loaded_bundle_predicts_what_the_saved_one_did(
         and loaded.classes == bundle.classes
         and loaded.specs == bundle.specs
     )
-    reader = ChunkReader(tiny_dataset, load_manifest(tiny_dataset), loaded.specs, 0, 1, 8, 8, 1)
-    batch = reader.read(next(reader.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
+    order = Schedule(load_manifest(tiny_dataset), 0, 1, 8, 8)
+    reader = ChunkReader(tiny_dataset, loaded.specs, order)
+    batch = reader.read(next(order.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
     masks = subsets(bundle.specs)
     ours, theirs = bundle.predict(batch, masks), loaded.predict(batch, masks)
     assert list(ours) == ["", *masks]

@@ -20,7 +20,8 @@ from xmodal_dist.bundle import check_files, load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import BudgetExceededError, SpecDiffersError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.chunks import ChunkReader
+from xmodal_dist.pipeline.chunks import Schedule
+from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
@@ -119,8 +120,9 @@ def test_test_predictions_are_the_same_on_one_and_two_workers(
     alone: TrainResult, killed: TrainResult, tiny_dataset: str
 ) -> None:
     bundles = [load_bundle(result.bundle) for result in (alone, killed)]
-    reader = ChunkReader(tiny_dataset, load_manifest(tiny_dataset), bundles[0].specs, 0, 1, 64, 64, 1)
-    batch = reader.read(next(reader.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
+    order = Schedule(load_manifest(tiny_dataset), 0, 1, 64, 64)
+    reader = ChunkReader(tiny_dataset, bundles[0].specs, order)
+    batch = reader.read(next(order.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
     ours, theirs = (bundle.predict(batch, {})[""] for bundle in bundles)
     assert torch.equal(ours, theirs)
 

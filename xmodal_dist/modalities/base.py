@@ -51,11 +51,13 @@ class Decoded:
         arrays: each with leading dimension n; rows that are missing or failed hold zeros.
         present: [n] bool; False where missing or failed.
         errors: row -> what was wrong. A record with an error is rejected, never treated as missing.
+        fallbacks: what took a slower decoder because the fast one refused it -> number of values.
     """
 
     arrays: Arrays
     present: NDArray[np.bool_]
     errors: dict[int, DecodeError] = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 S = TypeVar("S", bound=FieldSettings)
@@ -97,6 +99,15 @@ class Modality(ABC, Generic[S]):
             columns: the field's columns in order, each of length n; media as bytes.
             keys: [n] per-record random keys in training (random crops), None for deterministic decoding.
         """
+
+    def unpack(self, settings: S, fitted: Fitted, columns: Sequence[pa.Array]) -> list[pa.Array]:
+        """The columns with values decoded as far as no randomness is involved, for caching; by default unchanged.
+
+        :meth:`decode` takes them in the place of ``columns`` and gives exactly the same. Values that cannot be decoded
+        stay as they are.
+        """
+        del settings, fitted
+        return list(columns)
 
     @abstractmethod
     def transform(self, settings: S, fitted: Fitted, tensors: Tensors, keys: Any | None) -> Tensors:

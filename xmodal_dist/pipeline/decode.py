@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from xmodal_dist.modalities import Decoded
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.modalities.randomness import field_salt
 
-__all__ = ["DecodedTable", "RowError", "decode_table"]
+__all__ = ["DecodedTable", "RowError", "decode_table", "unpack_table"]
 
 _ROWS_PER_PIECE = 64
 
@@ -36,11 +37,13 @@ class DecodedTable(NamedTuple):
         fields: per field, arrays of leading dimension n.
         present: [n, M] bool.
         errors: at most one per row and field.
+        fallbacks: what took a slower decoder -> number of values.
     """
 
     fields: dict[str, Arrays]
     present: NDArray[np.bool_]
     errors: list[RowError]
+    fallbacks: Counter[str]
 
 
 def decode_table(
@@ -66,12 +69,23 @@ def decode_table(
         return _concatenate(list(pool.map(lambda piece: _decode_piece(piece[0], piece[1], specs), pieces)))
 
 
+def unpack_table(table: pa.Table, specs: Sequence[FieldSpec]) -> pa.Table:
+    """The table with values decoded as far as no randomness is involved; :func:`decode_table` takes it instead."""
+    for spec in specs:
+        columns = [_single(table.column(name)) for name in spec.columns]
+        unpacked = spec.modality.unpack(spec.settings, spec.fitted, columns)
+        for name, column in zip(spec.columns, unpacked, strict=True):
+            table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
 def _decode_piece(
     table: pa.Table, keys: NDArray[np.uint64] | None, specs: Sequence[FieldSpec]
 ) -> DecodedTable:
     fields: dict[str, Arrays] = {}
     present = np.zeros((table.num_rows, len(specs)), dtype=np.bool_)
     errors: list[RowError] = []
+    fallbacks = Counter[str]()
     for index, spec in enumerate(specs):
         columns = [_single(table.column(name)) for name in spec.columns]
         own_keys = None if keys is None else keys ^ np.int64(field_salt(spec.name)).view(np.uint64)
@@ -79,7 +93,8 @@ def _decode_piece(
         fields[spec.name] = decoded.arrays
         present[:, index] = decoded.present
         errors.extend(RowError(row, spec.name, error) for row, error in sorted(decoded.errors.items()))
-    return DecodedTable(fields, present, errors)
+        fallbacks.update(decoded.fallbacks)
+    return DecodedTable(fields, present, errors, fallbacks)
 
 
 def _single(column: pa.ChunkedArray) -> pa.Array:
@@ -99,4 +114,5 @@ def _concatenate(pieces: Sequence[DecodedTable]) -> DecodedTable:
         for index, piece in enumerate(pieces)
         for e in piece.errors
     ]
-    return DecodedTable(fields, np.concatenate([p.present for p in pieces]), errors)
+    fallbacks = sum((p.fallbacks for p in pieces), Counter[str]())
+    return DecodedTable(fields, np.concatenate([p.present for p in pieces]), errors, fallbacks)

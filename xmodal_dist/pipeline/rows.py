@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from xmodal_dist import storage
 from xmodal_dist.errors import DataError
 
-__all__ = ["read_range", "read_rows"]
+__all__ = ["read_range", "read_row_groups", "read_rows"]
 
 
 def read_range(path: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
@@ -34,12 +35,51 @@ def read_rows(path: str, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.
     """
     try:
         with storage.open_read(path) as handle, pq.ParquetFile(handle, pre_buffer=True) as file:
-            absent = [c for c in columns if c not in file.schema_arrow.names]
-            if absent:
-                raise DataError(f"{path} lacks the column(s) {absent}; it has {file.schema_arrow.names}")
+            _check_columns(path, file, columns)
             return _take(file, rows, list(columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def read_row_groups(path: str, groups: Sequence[int], columns: Sequence[str], version: str) -> list[pa.Table]:
+    """Whole row groups of one file, one table each.
+
+    Args:
+        path: path or URI of a Parquet file.
+        groups: ascending indices of row groups.
+        columns: columns to read.
+        version: names the content of the file, for example its checksum: footers of files that do not change are
+            parsed once in a process.
+
+    Raises:
+        DataError: the file is not readable as Parquet, or has other columns.
+    """
+    try:
+        metadata = _footer(path, version)
+        with (
+            storage.open_read(path) as handle,
+            pq.ParquetFile(handle, metadata=metadata, pre_buffer=True) as file,
+        ):
+            _check_columns(path, file, columns)
+            table = file.read_row_groups(list(groups), columns=list(columns), use_threads=False)
+            counts = [metadata.row_group(group).num_rows for group in groups]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
+    table = table.select(list(columns))
+    return [table.slice(start, count) for start, count in zip(starts, counts, strict=False)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _footer(path: str, version: str) -> pq.FileMetaData:
+    with storage.open_read(path) as handle:
+        return pq.read_metadata(handle)
+
+
+def _check_columns(path: str, file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    absent = [c for c in columns if c not in file.schema_arrow.names]
+    if absent:
+        raise DataError(f"{path} lacks the column(s) {absent}; it has {file.schema_arrow.names}")
 
 
 def _take(file: pq.ParquetFile, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:

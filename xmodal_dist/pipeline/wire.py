@@ -1,4 +1,4 @@
-"""A read chunk as one Arrow row and back without copying: how chunks cross the object store, once.
+"""A decoded piece as one Arrow row and back without copying: how pieces cross the object store, once.
 
 The payload has the safetensors layout (8 bytes little-endian header length, JSON header, tensors), so reading it is a
 view into shared memory and runs no code. Format: https://github.com/huggingface/safetensors#format
@@ -7,6 +7,7 @@ view into shared memory and runs no code. Format: https://github.com/huggingface
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 
 from xmodal_dist.batch import Arrays, Records
 from xmodal_dist.dataset.quarantine import Rejected
-from xmodal_dist.pipeline.chunks import ReadChunk
+from xmodal_dist.pipeline.reader import Piece
 
 __all__ = ["from_table", "to_table"]
 
@@ -26,9 +27,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def to_table(chunk: ReadChunk) -> pa.Table:
-    """One row: ``payload`` (large_binary) with every array, ``rejected`` as JSON, ``cpu_s``."""
-    records = chunk.records
+def to_table(piece: Piece) -> pa.Table:
+    """One row: ``payload`` (large_binary) with every array, and ``told`` (JSON), the rest of the piece."""
+    records = piece.records
     arrays: dict[str, NDArray[Any]] = {
         "present": records.present,
         "labels": records.labels,
@@ -41,11 +42,17 @@ def to_table(chunk: ReadChunk) -> pa.Table:
     payload = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
     offsets = pa.py_buffer(np.array([0, len(payload)], dtype=np.int64))
     blob = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(payload)])
-    rejected = json.dumps([r._asdict() for r in chunk.rejected])
-    return pa.table({"payload": blob, "rejected": pa.array([rejected]), "cpu_s": pa.array([chunk.cpu_s])})
+    told = {
+        "steps": piece.steps,
+        "rejected": [r._asdict() for r in piece.rejected],
+        "cpu_s": piece.cpu_s,
+        "cached_rows": piece.cached_rows,
+        "fallbacks": piece.fallbacks,
+    }
+    return pa.table({"payload": blob, "told": pa.array([json.dumps(told)])})
 
 
-def from_table(table: pa.Table) -> ReadChunk:
+def from_table(table: pa.Table) -> Piece:
     """Inverse of :func:`to_table`; the arrays are read-only views of the table's memory."""
     column = table.column("payload").chunk(0)
     buffer = memoryview(column[0].as_buffer())
@@ -61,5 +68,7 @@ def from_table(table: pa.Table) -> ReadChunk:
     for key, array in arrays.items():
         name, part = key.rsplit("/", 1)
         fields.setdefault(name, {})[part] = array
-    rejected = [Rejected(**r) for r in json.loads(table.column("rejected")[0].as_py())]
-    return ReadChunk(Records(fields, **core), rejected, table.column("cpu_s")[0].as_py())
+    told = json.loads(table.column("told")[0].as_py())
+    told["rejected"] = [Rejected(**r) for r in told["rejected"]]
+    told["fallbacks"] = Counter(told["fallbacks"])
+    return Piece(Records(fields, **core), **told)

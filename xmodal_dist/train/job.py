@@ -11,7 +11,8 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.chunks import ChunkReader
+from xmodal_dist.pipeline.chunks import Schedule
+from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.train.settings import TrainSettings
 
@@ -71,16 +72,9 @@ class TrainJob:
     def reader(self) -> ChunkReader:
         """The reader of this run's chunks."""
         rows_per_lane = self.train.batch_size // self.train.lanes
-        return ChunkReader(
-            dataset=self.dataset,
-            manifest=self.manifest,
-            specs=self.specs,
-            seed=self.train.seed,
-            lanes=self.train.lanes,
-            rows_per_lane=rows_per_lane,
-            window_rows=max(1, self.pipeline.window_rows // rows_per_lane) * rows_per_lane,
-            decode_threads=self.pipeline.decode_threads,
-        )
+        window_rows = max(1, self.pipeline.window_rows // rows_per_lane) * rows_per_lane
+        order = Schedule(self.manifest, self.train.seed, self.train.lanes, rows_per_lane, window_rows)
+        return ChunkReader(self.dataset, self.specs, order, self.pipeline.cache())
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result; a resumed run must have the same."""

@@ -24,7 +24,7 @@ from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
-from xmodal_dist.pipeline.stream import stream_chunks
+from xmodal_dist.pipeline.stream import Readers, stream_steps
 from xmodal_dist.train import validation
 from xmodal_dist.train.checkpoint import (
     Progress,
@@ -67,12 +67,13 @@ class _Worker:
         self.progress = self._restore()
         self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.reader = job.reader()
-        self.steps = self.reader.steps("train")
+        self.schedule = self.reader.schedule
+        self.steps = self.schedule.steps("train")
         self.batches = self._batches()
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
         self.reasons = Counter[str]()
-        self.reader_cpu_s = 0.0
+        self.reader_cpu_s = 0.0  # of other processes; threads are counted with this one
         self.records = 0
         self.first_step = self.progress.global_step
         self.log = MetricsLog(job.run, self.rank, self.progress.global_step)
@@ -124,7 +125,7 @@ class _Worker:
             return {}
         totals = validation.Totals(len(self.job.manifest.classes), self.device)
         self.ddp.eval()
-        for _ in range(self.reader.steps("val")):
+        for _ in range(self.schedule.steps("val")):
             batch = self._next_batch()
             with self.watch.stage("evaluation"):
                 totals.add(self.model, self.job.specs, batch)
@@ -164,21 +165,28 @@ class _Worker:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's share of every global step from where the run is, train and val in turn, without end."""
-        rows = self.reader.rows_per_step(self.rank, self.num_workers)
-        for chunk in stream_chunks(self.reader, self._chunks(), self.job.pipeline, self.job.reader_cpus):
-            self.rejected.extend(chunk.rejected)
-            self.reader_cpu_s += chunk.cpu_s
-            for start in range(0, len(chunk.records), rows):
-                yield chunk.records.slice(start, start + rows).to_batch()
+        for step in stream_steps(self.reader, self._chunks(), self.job.pipeline, self._readers()):
+            self.rejected.extend(step.rejected)
+            self.reader_cpu_s += step.cpu_s if step.placement == "ray" else 0.0
+            yield step.records.to_batch()
+
+    def _readers(self) -> Readers:
+        """What may read for this worker."""
+        import ray
+        from ray import train
+
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+        workers = train.get_context().get_local_world_size()
+        return Readers.share(self.job.pipeline, workers, self.job.reader_cpus, elsewhere=nodes > 1)
 
     def _chunks(self) -> Iterator[Chunk]:
         share = {"rank": self.rank, "num_workers": self.num_workers}
         first = self.progress.epoch
         for epoch in range(first, self.job.train.epochs):
             start = self.progress.step if epoch == first else 0
-            yield from self.reader.chunks("train", epoch, augment=True, start_step=start, **share)
+            yield from self.schedule.chunks("train", epoch, augment=True, start_step=start, **share)
             if self.job.validates:
-                yield from self.reader.chunks("val", epoch, augment=False, **share)
+                yield from self.schedule.chunks("val", epoch, augment=False, **share)
 
     def _gather_sums(self) -> None:
         """Add what all ranks did since the last call to the progress."""
@@ -245,9 +253,7 @@ class _Worker:
 
     def _cpu_s(self) -> float:
         """CPU-seconds of all workers and their readers in this attempt."""
-        # Local readers are threads of this process, and counted with it.
-        readers_s = self.reader_cpu_s if self.job.pipeline.placement == "ray" else 0.0
-        total = torch.tensor(time.process_time() + readers_s, device=self.device)
+        total = torch.tensor(time.process_time() + self.reader_cpu_s, device=self.device)
         if self.num_workers > 1:
             dist.all_reduce(total)
         return float(total)
