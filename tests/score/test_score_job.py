@@ -374,7 +374,8 @@ def test_too_many_bad_records_stop_the_job_and_a_higher_limit_goes_on(
     assert ledger.load_manifest(output) is None
     committed = len(ledger.committed_units(output))
     result = score(bundle, inputs, output, ScoreSettings(unit_rows=30, max_bad_fraction=0.2), num_workers=1)
-    assert result.rows_scored_now == 30 * (4 - committed) < 120
+    # A unit that was under way when the job stopped may have been committed since.
+    assert result.rows_scored_now <= 30 * (4 - committed) < 120
     assert result.manifest.rows_bad == len(_quarantine(tmp_path / "out")) > 1
     assert verify_scoring(output) == (0, 0, [])
 

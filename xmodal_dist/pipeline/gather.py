@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xmodal_dist.pipeline.rows import one_chunk
+
 __all__ = ["GatheredRows"]
 
 
@@ -28,7 +30,7 @@ class GatheredRows:
         self._source, self._row = source, row
         self._names = tables[0].column_names
         self._payloads = {
-            name: [_Payload(_single(t.column(name))) for t in tables]
+            name: [_Payload(one_chunk(t.column(name))) for t in tables]
             for name in self._names
             if _is_binary(tables[0].schema.field(name).type)
         }
@@ -87,9 +89,3 @@ def _gather(payloads: Sequence[_Payload], source: NDArray[np.int64], row: NDArra
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _single(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)

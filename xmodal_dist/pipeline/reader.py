@@ -156,7 +156,7 @@ class ChunkReader:
     ) -> tuple[Records, list[Rejected], Counter[str]]:
         manifest = self.schedule.manifest
         keys = derive_keys(self.schedule.seed, chunk.epoch, shard, row)
-        decoded = decode_table(table, self.specs, keys if chunk.augment else None, 1)
+        decoded = decode_table(table, self.specs, keys if chunk.augment else None)
         labels = pc.index_in(table.column(LABEL), pa.array(manifest.classes, pa.string())).fill_null(-1)
         labels = labels.to_numpy().astype(np.int64)
         weights = np.ones(len(row), dtype=np.float32)
@@ -251,7 +251,7 @@ class ChunkReader:
     @cached_property
     def _nothing(self) -> Records:
         none = np.zeros(0, dtype=np.int64)
-        decoded = decode_table(self._empty_table, self.specs, None, 1)
+        decoded = decode_table(self._empty_table, self.specs, None)
         return Records(
             decoded.fields, decoded.present, none, none.astype(np.float32), none.astype(np.uint64), none
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xmodal_dist import storage
 from xmodal_dist.errors import DataError
 
-__all__ = ["read_range", "read_row_groups", "read_rows"]
+__all__ = ["iter_row_groups", "one_chunk", "read_range", "read_row_groups", "read_rows"]
 
 
 def read_range(path: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
@@ -68,6 +68,33 @@ def read_row_groups(path: str, groups: Sequence[int], columns: Sequence[str], ve
     starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
     table = table.select(list(columns))
     return [table.slice(start, count) for start, count in zip(starts, counts, strict=False)]
+
+
+def iter_row_groups(
+    path: str, groups: Sequence[int], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.Table]:
+    """The rows of some row groups in order, at most ``batch_rows`` at a time; pages with a checksum are checked.
+
+    Raises:
+        pyarrow.ArrowException, OSError: the file cannot be read.
+    """
+    with (
+        storage.open_read(path) as handle,
+        pq.ParquetFile(
+            handle, pre_buffer=not storage.is_local(path), page_checksum_verification=True
+        ) as file,
+    ):
+        for batch in file.iter_batches(
+            batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False
+        ):
+            yield pa.Table.from_batches([batch]).select(list(columns))
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, without copying where it is one already."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pydantic import Field
 
 from xmodal_dist.batch import Records
 from xmodal_dist.dataset.quarantine import Rejected
+from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.pipeline.cache import UnitCache
 from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.reader import ChunkReader, FetchedChunk, Piece
@@ -124,7 +125,13 @@ def stream_steps(
     elif settings.placement == "ray":
         yield from _steps(_ray(reader, source, settings, readers), "ray")
     else:
-        yield from _steps(_local(reader, source, settings, readers, give_up=readers.elsewhere), "local")
+        meter = _Meter()
+
+        def until_starved() -> Iterator[Chunk]:
+            while not (readers.elsewhere and meter.starved) and (chunk := next(source, None)):
+                yield chunk
+
+        yield from _steps(meter.watch(_local(reader, until_starved(), settings, readers)), "local")
         yield from _steps(_ray(reader, source, settings, readers), "ray")
 
 
@@ -152,76 +159,66 @@ def _pieces_ahead(reader: ChunkReader, chunk: Chunk, settings: PipelineSettings)
 
 
 class _Meter:
-    """Share of the time that the consumer of a stream waited for it, from its first piece on."""
+    """Share of the time that the consumer of a stream waits for it, from its first piece on."""
 
     def __init__(self) -> None:
+        self.starved = False
         self._began_s = self._waited_s = 0.0
 
-    def starved(self, waited_s: float) -> bool:
-        """Note one wait; whether the consumer has been kept waiting too long, over long enough."""
-        now_s = time.perf_counter()
-        if not self._began_s:
-            self._began_s = now_s
-            return False
-        self._waited_s += waited_s
-        elapsed_s = now_s - self._began_s
-        return elapsed_s > _OBSERVED_S and self._waited_s > _STARVED_SHARE * elapsed_s
+    def watch(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """The same pieces; ``starved`` turns true when their consumer was kept waiting too much, over long enough."""
+        while True:
+            asked_s = time.perf_counter()
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            now_s = time.perf_counter()
+            if self._began_s:
+                self._waited_s += now_s - asked_s
+                elapsed_s = now_s - self._began_s
+                self.starved |= elapsed_s > _OBSERVED_S and self._waited_s > _STARVED_SHARE * elapsed_s
+            self._began_s = self._began_s or now_s
+            yield piece
+
+
+class _Part(NamedTuple):
+    """Steps [start, stop) of a chunk whose rows are on the way."""
+
+    rows: Future[FetchedChunk]
+    start: int
+    stop: int
 
 
 def _local(
-    reader: ChunkReader,
-    source: Iterator[Chunk],
-    settings: PipelineSettings,
-    readers: Readers,
-    give_up: bool = False,
+    reader: ChunkReader, source: Iterator[Chunk], settings: PipelineSettings, readers: Readers
 ) -> Iterator[Piece]:
-    """Pieces from threads; with ``give_up`` it takes no more chunks once its consumer is seen to wait."""
+    """Pieces from threads: one fetches chunks, one ahead of the one that others decode."""
     first = next(source, None)
     if first is None:
         return
-    meter, wanted = _Meter(), True
-
-    def chunks() -> Iterator[Chunk]:
-        yield first
-        while wanted and (chunk := next(source, None)) is not None:
-            yield chunk
-
     fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
     groups = ThreadPoolExecutor(readers.threads, thread_name_prefix="fetch-groups")
-    decoders = ThreadPoolExecutor(readers.threads, thread_name_prefix="decode")
 
-    def fetched() -> Iterator[tuple[Chunk, Future[FetchedChunk]]]:
-        """Chunks with their rows on the way, one ahead of the one that is decoded."""
+    def parts() -> Iterator[_Part]:
         ahead: deque[tuple[Chunk, Future[FetchedChunk]]] = deque()
-        for chunk in chunks():
-            ahead.append((chunk, fetcher.submit(reader.fetch, chunk, groups)))
-            if len(ahead) > 1:
-                yield ahead.popleft()
-        yield from ahead
+        for chunk in chain([first], source, [None]):
+            if chunk is not None:
+                ahead.append((chunk, fetcher.submit(reader.fetch, chunk, groups)))
+            while len(ahead) > (chunk is not None):
+                begun, rows = ahead.popleft()
+                steps = _piece_steps(reader, begun)
+                for start in range(0, begun.steps, steps):
+                    yield _Part(rows, start, min(start + steps, begun.steps))
 
-    def decoded() -> Iterator[Future[Piece]]:
-        for chunk, rows in fetched():
-            steps = _piece_steps(reader, chunk)
-            for start in range(0, chunk.steps, steps):
-                yield decoders.submit(_decode, reader, rows, start, min(start + steps, chunk.steps))
+    def decode(part: _Part) -> Piece:
+        return reader.decode(part.rows.result(), part.start, part.stop)
 
-    jobs = decoded()
+    ahead = _pieces_ahead(reader, first, settings)
     try:
-        waiting = deque(islice(jobs, _pieces_ahead(reader, first, settings)))
-        while waiting:
-            began_s = time.perf_counter()
-            piece = waiting.popleft().result()
-            if give_up and meter.starved(time.perf_counter() - began_s):
-                wanted = False
-            waiting.extend(islice(jobs, 1))
-            yield piece
+        yield from map_ahead(decode, parts(), threads=readers.threads, ahead=ahead, name="decode")
     finally:
-        for pool in (decoders, fetcher, groups):
+        for pool in (fetcher, groups):
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode(reader: ChunkReader, rows: Future[FetchedChunk], start: int, stop: int) -> Piece:
-    return reader.decode(rows.result(), start, stop)
 
 
 def _ray(

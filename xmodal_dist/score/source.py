@@ -22,6 +22,7 @@ from xmodal_dist.dataset.manifest import MANIFEST_NAME, load_manifest
 from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.pipeline.fetch import holds_bytes, holds_text
+from xmodal_dist.pipeline.rows import iter_row_groups
 
 __all__ = [
     "Need",
@@ -188,18 +189,11 @@ def read_unit(unit: Unit, columns: Sequence[str], batch_rows: int) -> Iterator[p
     _check_pin(unit)
     rows = 0
     try:
-        with (
-            storage.open_read(unit.path) as handle,
-            pq.ParquetFile(
-                handle, pre_buffer=not storage.is_local(unit.path), page_checksum_verification=True
-            ) as file,
+        for table in iter_row_groups(
+            unit.path, range(unit.group_start, unit.group_stop), columns, batch_rows
         ):
-            groups = list(range(unit.group_start, unit.group_stop))
-            for batch in file.iter_batches(
-                batch_rows, row_groups=groups, columns=list(columns), use_threads=False
-            ):
-                rows += batch.num_rows
-                yield pa.Table.from_batches([batch]).select(list(columns))
+            rows += table.num_rows
+            yield table
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{unit.path}: rows {unit.start} to {unit.stop} cannot be read: {error}") from error
     _check_pin(unit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ from xmodal_dist.batch import Arrays, Records
 from xmodal_dist.bundle import Bundle, load_bundle, subsets
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import CheckpointError, DecodeError, XmodalError
-from xmodal_dist.pipeline.decode import RowError, decode_table
+from xmodal_dist.pipeline.ahead import map_ahead
+from xmodal_dist.pipeline.decode import DecodedTable, RowError, decode_table
 from xmodal_dist.pipeline.fetch import fetch_media
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Part, to_json
@@ -141,12 +142,16 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Pa
     scorer = _Scorer(job, bundle, device, unit)
     tables: list[pa.Table] = []
     rejected: list[Rejected] = []
-    row = unit.start
-    for rows in read_unit(unit, job.columns, job.batch_rows):
-        predictions, bad = scorer.score(rows, row)
+    rows_in = 0
+    batches = _numbered(read_unit(unit, job.columns, job.batch_rows), unit.start)
+    # Threads decode while the model predicts.
+    for decoded in map_ahead(
+        scorer.decode, batches, threads=job.threads, ahead=job.threads + 1, name="decode"
+    ):
+        predictions, bad = scorer.predict(decoded)
         tables.append(predictions)
         rejected.extend(bad)
-        row += rows.num_rows
+        rows_in += decoded.rows.num_rows
     table = pa.concat_tables(tables) if tables else job.schema.empty_table()
     probability = table.column("probability").to_numpy()
     bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
@@ -157,7 +162,7 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Pa
         source=unit.path,
         start=unit.start,
         stop=unit.stop,
-        rows_in=row - unit.start,
+        rows_in=rows_in,
         rows_ok=table.num_rows,
         rows_bad=len(rejected),
         labels=dict(Counter(table.column("label").to_pylist())),
@@ -165,6 +170,23 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Pa
         reasons=dict(Counter(r.reason for r in rejected)),
     )
     return ledger.commit(job.output, footer, table, rejected)
+
+
+def _numbered(tables: Iterable[pa.Table], row: int) -> Iterator[tuple[pa.Table, int]]:
+    """Tables with the number of their first row."""
+    for table in tables:
+        yield table, row
+        row += table.num_rows
+
+
+class _DecodedBatch(NamedTuple):
+    """A micro-batch before prediction; ``faults`` by row of the batch."""
+
+    rows: pa.Table
+    first_row: int
+    ids: pa.Array
+    decoded: DecodedTable
+    faults: dict[int, RowError]
 
 
 class _Usable(NamedTuple):
@@ -182,10 +204,10 @@ class _Scorer:
         self._base = job.media_root or posixpath.dirname(unit.path)
         self._masks = subsets(bundle.specs) if job.label_column is not None else {}
 
-    def score(self, rows: pa.Table, first_row: int) -> tuple[pa.Table, list[Rejected]]:
-        """Predictions of the usable rows, in order, and the other rows, each once with its first fault."""
-        job, unit = self._job, self._unit
-        ids = self._ids(rows, first_row)
+    def decode(self, batch: tuple[pa.Table, int]) -> _DecodedBatch:
+        """Fetch and decode some rows, the first of which has the given number; thread-safe."""
+        rows, first_row = batch
+        job = self._job
         faults: dict[int, RowError] = {}
         _note(faults, _nulls(rows, job.id_column, "id_missing", "the record has no id"))
         _note(faults, _nulls(rows, job.label_column, "label_missing", "the record has no label"))
@@ -193,8 +215,13 @@ class _Scorer:
             self._values(rows), self._bundle.specs, self._base, job.threads * _FETCHES_PER_THREAD
         )
         _note(faults, fetch_errors)
-        decoded = decode_table(values, self._bundle.specs, None, job.threads)
+        decoded = decode_table(values, self._bundle.specs, None)
         _note(faults, decoded.errors)
+        return _DecodedBatch(rows, first_row, self._ids(rows, first_row), decoded, faults)
+
+    def predict(self, batch: _DecodedBatch) -> tuple[pa.Table, list[Rejected]]:
+        """Predictions of the usable rows, in order, and the other rows, each once with its first fault."""
+        rows, first_row, ids, decoded, faults = batch
         usable = self._predict(decoded.fields, decoded.present, _other_rows(rows.num_rows, faults))
         _note(faults, _nonfinite(usable))
         good = _other_rows(rows.num_rows, faults)
@@ -204,8 +231,9 @@ class _Scorer:
         table = self._table(
             rows.take(taken), ids.take(taken), first_row + good, decoded.present[good], probabilities
         )
+        path = self._unit.path
         rejected = [
-            Rejected.of(fault.error, unit.path, first_row + row, ids[row].as_py() or "", fault.field)
+            Rejected.of(fault.error, path, first_row + row, ids[row].as_py() or "", fault.field)
             for row, fault in sorted(faults.items())
         ]
         return table, rejected

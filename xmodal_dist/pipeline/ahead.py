@@ -1,0 +1,38 @@
+"""An ordered map that threads work ahead of, with a bound."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+__all__ = ["map_ahead"]
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+def map_ahead(
+    function: Callable[[A], R], items: Iterable[A], *, threads: int, ahead: int, name: str
+) -> Iterator[R]:
+    """Results of ``function`` in the order of ``items``, computed by threads while the consumer works.
+
+    Args:
+        function: must be thread-safe.
+        items: consumed in the consumer's thread, no more than ``ahead`` beyond what it has taken.
+        threads: threads at work.
+        ahead: results, finished or under way, that are held beyond the one handed over; at least 1.
+        name: of the threads.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    jobs = (pool.submit(function, item) for item in items)
+    try:
+        waiting = deque(islice(jobs, ahead))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(islice(jobs, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
