@@ -120,19 +120,15 @@ class ChunkReader:
         places = self.schedule.places(chunk)
         real = places.shard >= 0
         shard, row = places.shard[real], places.row[real]
-        group = self._row_groups(shard, row)
-        keys, source = np.unique(np.stack([shard, group]), axis=1, return_inverse=True)
-        wanted = [(int(s), int(g)) for s, g in keys.T]
-        groups = self._groups(wanted, pool)
-        starts = np.array([self._starts[s][g] for s, g in wanted], dtype=np.int64)
-        source = source.reshape(-1)
+        at = self._first_row_of_shard[shard] + row
+        keys, source = np.unique(self._group_of(at), return_inverse=True)
+        groups = self._groups([(int(s), int(group)) for s, group in self._numbered[keys]], pool)
         tables = [g.table for g in groups] or [self._empty_table]
+        rows = GatheredRows(tables, source, at - self._first_rows[keys[source]])
         cached = np.array([g.cached for g in groups], dtype=np.bool_)
-        rows = GatheredRows(tables, source, row - starts[source] if len(row) else row)
+        cached_rows = int(cached[source].sum()) if len(source) else 0
         cpu_s = time.thread_time() - began_s + sum(g.cpu_s for g in groups)
-        return FetchedChunk(
-            chunk, places.shard, places.row, rows, cpu_s, int(cached[source].sum()) if len(source) else 0
-        )
+        return FetchedChunk(chunk, places.shard, places.row, rows, cpu_s, cached_rows)
 
     def decode(self, fetched: FetchedChunk, start: int, stop: int) -> Piece:
         """Decode the chunk's steps [start, stop), counted from its first."""
@@ -218,13 +214,6 @@ class ChunkReader:
         return [*columns, WEIGHT] if self.schedule.manifest.has_weights else columns
 
     @cached_property
-    def _starts(self) -> list[NDArray[np.int64]]:
-        """For each shard, the first row of each row group."""
-        shards = self.schedule.manifest.shards
-        ends = [np.cumsum([0, *(g.rows for g in shard.row_groups)], dtype=np.int64) for shard in shards]
-        return [end[:-1] for end in ends]
-
-    @cached_property
     def _first_ids(self) -> NDArray[np.int64]:
         """For each shard, the position of its first row in its split."""
         seen: Counter[str] = Counter()
@@ -234,12 +223,26 @@ class ChunkReader:
             seen[shard.split] += shard.rows
         return np.array(first, dtype=np.int64)
 
-    def _row_groups(self, shard: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
-        group = np.zeros(len(row), dtype=np.int64)
-        for number in np.unique(shard):
-            here = shard == number
-            group[here] = np.searchsorted(self._starts[number], row[here], side="right") - 1
-        return group
+    @cached_property
+    def _numbered(self) -> NDArray[np.int64]:
+        """[row groups of the dataset, 2] shard and row group, in order."""
+        shards = self.schedule.manifest.shards
+        pairs = [(s, number) for s, shard in enumerate(shards) for number in range(len(shard.row_groups))]
+        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _first_rows(self) -> NDArray[np.int64]:
+        """For each row group of the dataset, the position of its first row when all shards are laid end to end."""
+        rows = [group.rows for shard in self.schedule.manifest.shards for group in shard.row_groups]
+        return np.cumsum([0, *rows], dtype=np.int64)[:-1]
+
+    @cached_property
+    def _first_row_of_shard(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(s.rows for s in self.schedule.manifest.shards)], dtype=np.int64)[:-1]
+
+    def _group_of(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row group of the dataset that holds each row, given by its position in all shards laid end to end."""
+        return np.searchsorted(self._first_rows, at, side="right") - 1
 
     @cached_property
     def _empty_table(self) -> pa.Table:
