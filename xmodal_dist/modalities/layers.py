@@ -5,21 +5,25 @@ the amount of padding (GroupNorm and LayerNorm, masked pooling), nothing draws f
 and no parameter has a gradient that is zero but for rounding (no bias before a norm, no attention key bias), which
 Adam would turn into steps of full size.
 
-Legend of tensor shapes: B rows, C channels, H W pixels (or mel bands and frames), T tokens, D width.
+Legend of tensor shapes: B rows, C channels, H W pixels (or mel bands and frames), T tokens, P tokens of several rows
+laid flat, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from xmodal_dist.modalities.randomness import uniform_like
 
-__all__ = ["ConvEncoder", "RecordDropout", "TableEncoder", "TextEncoder", "TextEncoderKind"]
+__all__ = ["ConvEncoder", "RecordDropout", "TableEncoder", "TextEncoder", "TextEncoderKind", "bucket_length"]
 
 TextEncoderKind = Literal["transformer", "gru", "bag"]
 _CHANNELS_PER_GROUP = 16
@@ -113,6 +117,9 @@ class TextEncoder(nn.Module):
     The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records;
     what a sequence encoder learns of the order is added to it, from nothing at first.
 
+    A sequence encoder sees the rows by length, so that padding costs little: rows of about equal length form a group,
+    padded to a length of few (see :func:`bucket_length`); the groups' tokens lie flat, one after the other.
+
     Args:
         vocab_size: number of token ids, padding (0) included.
         max_tokens: longest sequence; what lies beyond is cut off.
@@ -121,6 +128,8 @@ class TextEncoder(nn.Module):
         token_rows: training rows that hold each token, by id. Adam moves a rare token's embedding as far as a common
             one's, so that rare tokens are learned by heart; each embedding is scaled by the square root of its
             share of ``_COMMON_ROWS`` rows, at most 1. None scales nothing.
+        max_batch_tokens: most tokens, padding included, whose activations a sequence encoder holds at once; a larger
+            batch runs in parts, each computed again for its gradient. At least ``max_tokens``. None sets no bound.
     """
 
     scale: torch.Tensor
@@ -132,15 +141,17 @@ class TextEncoder(nn.Module):
         width: int,
         kind: TextEncoderKind,
         token_rows: Sequence[int] | None = None,
+        max_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.max_tokens = max_tokens
+        self.max_batch_tokens = max_batch_tokens
         self.embed = nn.Embedding(vocab_size, width, padding_idx=0)
         # Small, so that what a token means comes from the data and not from where it began.
         nn.init.normal_(self.embed.weight, std=0.01)
         rows = torch.full((vocab_size,), _COMMON_ROWS) if token_rows is None else torch.tensor(token_rows)
         self.register_buffer("scale", (rows / _COMMON_ROWS).clamp(max=1.0).sqrt(), persistent=False)
-        self.sequence: nn.Module | None = None
+        self.sequence: _Transformer | _GRU | None = None
         if kind == "transformer":
             self.sequence = _Transformer(width, max_tokens)
         elif kind == "gru":
@@ -154,29 +165,102 @@ class TextEncoder(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Features [B, width] of ``ids`` [B, T] int64, 0 = no token (anywhere); a row without tokens is legal."""
         ids = ids[:, : self.max_tokens]
+        features = self._bag(ids)
+        if self.sequence is not None and len(ids):
+            features = features + self._in_order(self.sequence, ids)
+        return features
+
+    def _bag(self, ids: torch.Tensor) -> torch.Tensor:
+        """Mean of the scaled embeddings, [B, T] -> [B, width]."""
         mask = ids != 0
-        tokens = self.embed(ids) * self.scale[ids].unsqueeze(-1)
-        features = _mean(tokens, mask)
-        if self.sequence is not None:
-            features = features + self.project(self.norm(_pool(self.sequence(tokens, mask), mask)))
+        shares = self.scale[ids] * mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return F.embedding_bag(
+            ids, self.embed.weight, mode="sum", per_sample_weights=shares, padding_idx=self.embed.padding_idx
+        )
+
+    def _in_order(self, sequence: _Transformer | _GRU, ids: torch.Tensor) -> torch.Tensor:
+        """What the sequence encoder makes of the rows, [B, T] -> [B, width]; one wait for the device, for lengths."""
+        ends = (ids != 0) * torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        lengths, order = ends.amax(dim=1).clamp(min=1).sort(descending=True, stable=True)
+        parts = _layouts(lengths.cpu(), ids.shape[1], self.max_batch_tokens)
+        run: Callable[..., torch.Tensor] = functools.partial(self._part, sequence)
+        if len(parts) > 1:  # The random state need not be kept: nothing draws from it.
+            run = functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        rows_of = torch.split(ids[order], [len(part.lengths) for part in parts])
+        features = [run(rows, part) for rows, part in zip(rows_of, parts, strict=True)]
+        by_length = torch.cat(features)
+        return torch.empty_like(by_length).index_copy(0, order, by_length)
+
+    def _part(self, sequence: _Transformer | _GRU, ids: torch.Tensor, layout: _Layout) -> torch.Tensor:
+        """``ids`` [n, T], longest first -> [n, width]."""
+        groups = torch.split(ids, [rows for rows, _ in layout.groups])
+        flat = torch.cat(
+            [group[:, :length].flatten() for group, (_, length) in zip(groups, layout.groups, strict=True)]
+        )
+        mask = flat != 0
+        states = sequence(self.embed(flat) * self.scale[flat].unsqueeze(-1), mask, layout)
+        pooled = [_pool(x, inside) for x, inside in zip(layout.cut(states), layout.cut(mask), strict=True)]
+        features: torch.Tensor = self.project(self.norm(torch.cat(pooled)))
         return features
 
 
+def bucket_length(num_tokens: int) -> int:
+    """The length that a text of so many tokens (at least 1) is padded to.
+
+    A power of two up to 8, a multiple of 8 up to 64, then a multiple of an eighth of the next power of two.
+    """
+    power = 1 << (num_tokens - 1).bit_length()
+    step = max(min(power, 8), power // 8)
+    return -(-num_tokens // step) * step
+
+
+class _Layout(NamedTuple):
+    """How rows, longest first, lie flat: group after group, row after row, each padded to its group's length.
+
+    Attributes:
+        lengths: [n] int64 on the CPU, at least 1, descending.
+        groups: number of rows and padded length of each group.
+    """
+
+    lengths: torch.Tensor
+    groups: list[tuple[int, int]]
+
+    def cut(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """[P, ...] as one [rows, length, ...] for each group."""
+        pieces = torch.split(flat, [rows * length for rows, length in self.groups])
+        return [piece.view(*group, *flat.shape[1:]) for piece, group in zip(pieces, self.groups, strict=True)]
+
+
+def _layouts(lengths: torch.Tensor, longest: int, max_tokens: int | None) -> list[_Layout]:
+    """Group rows of descending ``lengths`` by bucket length, in parts of at most ``max_tokens`` with padding."""
+    parts: list[list[tuple[int, int]]] = [[]]
+    used = 0
+    buckets = (min(bucket_length(length), longest) for length in lengths.tolist())
+    for length, same in itertools.groupby(buckets):
+        rows = sum(1 for _ in same)
+        while rows:
+            fit = rows if max_tokens is None else min(rows, (max_tokens - used) // length)
+            if fit == 0:
+                parts.append([])
+                used = 0
+                continue
+            parts[-1].append((fit, length))
+            used += fit * length
+            rows -= fit
+    counts = [sum(rows for rows, _ in groups) for groups in parts]
+    return [_Layout(own, groups) for own, groups in zip(torch.split(lengths, counts), parts, strict=True)]
+
+
 def _pool(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean and maximum over the tokens in ``mask``, [B, T, D] -> [B, 2 D]; zeros for a row without any."""
+    """Mean and maximum over the tokens in ``mask``, [n, L, D] -> [n, 2 D]; zeros for a row without any."""
     inside = mask.unsqueeze(-1)
+    mean = (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
     peak = tokens.masked_fill(~inside, -1e4).amax(dim=1) * inside.any(dim=1)
-    return torch.cat([_mean(tokens, mask), peak], dim=1)
-
-
-def _mean(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens in ``mask``, [B, T, D] -> [B, D]; zeros for a row without any."""
-    inside = mask.unsqueeze(-1)
-    return (tokens * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
+    return torch.cat([mean, peak], dim=1)
 
 
 class _Transformer(nn.Module):
-    """One pre-norm transformer layer with learned positions; attention has no biases."""
+    """One pre-norm transformer layer with learned positions; attention has no biases and stays within a row."""
 
     def __init__(self, width: int, max_tokens: int) -> None:
         super().__init__()
@@ -188,14 +272,17 @@ class _Transformer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.heads = _NUM_HEADS if width % _NUM_HEADS == 0 else 1
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        batch, length, width = tokens.shape
-        x = tokens + self.positions[:length]
-        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, layout: _Layout) -> torch.Tensor:
+        """``tokens`` [P, D] and ``mask`` [P] -> [P, D]."""
+        x = tokens + torch.cat([self.positions[:length].repeat(rows, 1) for rows, length in layout.groups])
         bias = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -1e4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, None, None, :])
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        mixed = []
+        for group, group_bias in zip(layout.cut(qkv), layout.cut(bias), strict=True):
+            query, key, value = group.permute(2, 0, 3, 1, 4)
+            heads = F.scaled_dot_product_attention(query, key, value, attn_mask=group_bias[:, None, None, :])
+            mixed.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
+        x = x + self.out(torch.cat(mixed))
         result: torch.Tensor = x + self.mlp(self.mlp_norm(x))
         return result
 
@@ -207,15 +294,22 @@ class _GRU(nn.Module):
         super().__init__()
         if width % 2:
             raise ValueError(f"a GRU text encoder needs an even width, not {width}")
-        self.gru = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(width, width // 2, bidirectional=True)
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        place = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        lengths = (mask * place).amax(dim=1).clamp(min=1).cpu()
-        packed = nn.utils.rnn.pack_padded_sequence(tokens, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = self.gru(packed)
-        padded, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=mask.shape[1])
-        return padded
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, layout: _Layout) -> torch.Tensor:
+        """``tokens`` [P, D] -> [P, D]; zeros after a row's last token."""
+        del mask
+        padded = torch.cat([torch.full((rows,), length) for rows, length in layout.groups])
+        starts = padded.cumsum(0) - padded
+        # All rows' first tokens, then all second ones, ...: what a packed sequence is.
+        step, row = torch.nonzero(
+            torch.arange(int(layout.lengths[0]))[:, None] < layout.lengths, as_tuple=True
+        )
+        places = (starts[row] + step).to(tokens.device, non_blocking=True)
+        packed = nn.utils.rnn.PackedSequence(tokens.index_select(0, places), torch.bincount(step))
+        states = self.gru(packed)[0].data
+        unpacked: torch.Tensor = states.new_zeros(tokens.shape).index_copy(0, places, states)
+        return unpacked
 
 
 class TableEncoder(nn.Module):

@@ -52,6 +52,9 @@ class TextSettings(FieldSettings):
     """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
     encoder: TextEncoderKind = "bag"
     """What runs beside the bag of tokens; ``bag`` is nothing, and best on a few thousand short texts."""
+    max_batch_tokens: int = Field(65_536, ge=4096)
+    """Most tokens, padding included, whose activations the transformer or GRU holds at once (about 8 KiB each in
+    training at width 128); a larger batch runs in parts, which training computes twice."""
     token_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the tokens that training leaves out, at random."""
     feature_dropout: float = Field(0.4, ge=0, lt=1)
@@ -139,7 +142,12 @@ class TextModality(Modality[TextSettings]):
         """A bag of tokens beside a small sequence encoder."""
         values = fitted.values
         encoder = TextEncoder(
-            values["vocab_size"], values["num_tokens"], width, settings.encoder, values["token_rows"]
+            values["vocab_size"],
+            values["num_tokens"],
+            width,
+            settings.encoder,
+            values["token_rows"],
+            settings.max_batch_tokens,
         )
         return _Encoder(encoder, settings.feature_dropout)
 
