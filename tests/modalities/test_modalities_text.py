@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from xmodal_dist.modalities import Fitted
 from xmodal_dist.modalities.layers import TextEncoder, TextEncoderKind, bucket_length
@@ -46,6 +48,23 @@ def test_columns_are_joined_with_a_border_and_blank_ones_left_out() -> None:
     assert (both == separator).sum() == 1
     assert separator not in first and separator not in second
     assert not np.array_equal(both, swapped)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=12).filter(lambda word: word.split() == [word]), max_size=8))
+def test_words_one_by_one_are_what_the_tokenizer_makes_of_the_text(words: list[str]) -> None:
+    texts = [" ".join(w.encode("utf-8", "ignore").decode() for w in words)] * 2
+    tokenizer = Tokenizer.from_str(_FITTED.files["tokenizer.json"])
+    # A white space mark that NFKC makes of one character ends a word for the tokenizer, too, but not for us.
+    assume(all(len(unicodedata.normalize("NFKC", w).split()) == 1 for w in texts[0].split()))
+    expected = tokenizer.encode(texts[0]).ids[: _FITTED.values["num_tokens"]]
+    for row in _ids(_FITTED, texts):  # new words, then known ones
+        assert row[: len(expected)].tolist() == expected and not row[len(expected) :].any()
+
+
+def test_any_white_space_is_a_border() -> None:
+    spaced, plain = _ids(_fit(), ["  dog\u00a0\t\r\nface\u3000", "dog face"])
+    assert np.array_equal(spaced, plain)
 
 
 def test_no_text_is_missing() -> None:

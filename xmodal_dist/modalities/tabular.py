@@ -23,6 +23,8 @@ __all__ = ["MODALITY", "TabularModality", "TabularSettings"]
 
 _STREAM_DROPOUT = 401
 _MISSING_ID, _UNKNOWN_ID, _FIRST_ID = 0, 1, 2
+_BLANK_PLACE, _NOWHERE = 1, -1
+_NO_ROWS = np.empty(0, dtype=np.int64)
 _MAX_DEVIATIONS = 10.0
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _NOT_A_NUMBER = r"(?i)^[+-]?(nan|inf|infinity)$"
@@ -94,29 +96,30 @@ class TabularModality(Modality[TabularSettings]):
         ``numeric`` [n, Cn] float32, in deviations from the mean, within 10, 0 where missing; ``missing`` [n, Cn] bool;
         ``categorical`` [n, Cc] int32, 0 = missing, 1 = unknown. NaN, infinities and blank strings count as missing.
         """
-        count = len(columns[0])
-        numeric: list[NDArray[np.float64]] = []
-        categorical: list[NDArray[np.int32]] = []
+        count, specs = len(columns[0]), fitted.values["columns"]
+        num_numeric = sum("mean" in spec for spec in specs)
+        numeric = np.empty((count, num_numeric))
+        ids = np.empty((count, len(specs) - num_numeric), dtype=np.int32)
         errors: dict[int, DecodeError] = {}
-        for spec, column in zip(fitted.values["columns"], columns, strict=True):
+        numeric_at, ids_at = iter(numeric.T), iter(ids.T)
+        for spec, column in zip(specs, columns, strict=True):
             if "mean" in spec:
                 numbers, wrong = _numbers(column)
-                numeric.append((numbers - spec["mean"]) / spec["std"])
+                np.divide(numbers - spec["mean"], spec["std"], out=next(numeric_at))
             else:
-                ids, wrong = _ids(column, spec["categories"])
-                categorical.append(ids)
-            message = f"column {spec['name']!r}: {'no number' if 'mean' in spec else 'no category'} in {column.type}"
-            for row in np.flatnonzero(wrong).tolist():
-                errors.setdefault(row, DecodeError("column_type", message))
-        deviations = np.stack(numeric, axis=1) if numeric else np.zeros((count, 0))
-        ids_of_all = np.stack(categorical, axis=1) if categorical else np.zeros((count, 0), dtype=np.int32)
-        missing = np.isnan(deviations)
-        present = ~missing.all(axis=1) | (ids_of_all != _MISSING_ID).any(axis=1)
+                next(ids_at)[:], wrong = _ids(column, spec["categories"])
+            for row in wrong.tolist():
+                found = f"{'no number' if 'mean' in spec else 'no category'} in {column.type}"
+                errors.setdefault(row, DecodeError("column_type", f"column {spec['name']!r}: {found}"))
+        missing = np.isnan(numeric)
+        numeric[missing] = 0.0
+        present = np.logical_or.reduce([*(~missing).T, *(ids != _MISSING_ID).T])
         present[list(errors)] = False
-        values = np.nan_to_num(deviations).clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS).astype(np.float32)
-        arrays = {"numeric": values, "missing": missing, "categorical": ids_of_all}
-        for array in arrays.values():
-            array[~present] = 0
+        values = numeric.clip(-_MAX_DEVIATIONS, _MAX_DEVIATIONS).astype(np.float32)
+        arrays = {"numeric": values, "missing": missing, "categorical": ids}
+        if not present.all():
+            for array in arrays.values():
+                array[~present] = 0
         return Decoded(arrays, present, errors)
 
     def transform(
@@ -164,49 +167,57 @@ def _is_numeric(kind: pa.DataType) -> bool:
     )
 
 
-def _texts(column: pa.Array) -> pa.Array | None:
-    """The column as strings, trimmed, null where blank; None if its type has no such form."""
+def _trimmed(column: pa.Array) -> pa.Array | None:
+    """The column as strings without white space around; None if its type has no such form."""
     try:
-        texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+        return pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
 
 
-def _valid(column: pa.Array) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    return valid
+def _texts(column: pa.Array) -> pa.Array | None:
+    """As :func:`_trimmed`, null where blank."""
+    texts = _trimmed(column)
+    return None if texts is None else pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
 
 
-def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Numbers [n], NaN where there is none, and the rows [n] whose value is no number."""
-    wrong = np.zeros(len(column), dtype=np.bool_)
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+def _valid_rows(column: pa.Array) -> NDArray[np.int64]:
+    return np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+
+
+def _numbers(column: pa.Array) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Numbers [n], NaN where there is none, and the rows whose value is no number."""
+    kind, wrong = column.type, _NO_ROWS
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         microseconds = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         column = pc.divide(microseconds.cast(pa.float64(), safe=False), float(_MICROSECONDS_PER_DAY))
-    elif not _is_numeric(column.type) and not pa.types.is_boolean(column.type):
+    elif not _is_numeric(kind) and not pa.types.is_boolean(kind):
         texts = _texts(column)
         if texts is None:
-            return np.full(len(column), np.nan), _valid(column)
+            return np.full(len(column), np.nan), _valid_rows(column)
         is_number = pc.match_substring_regex(texts, _NUMBER)
         is_known = pc.or_(is_number, pc.match_substring_regex(texts, _NOT_A_NUMBER))
-        wrong = pc.fill_null(pc.invert(is_known), False).to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(pc.invert(is_known).fill_null(False).to_numpy(zero_copy_only=False))
         digits = pc.if_else(is_number, texts, pa.scalar(None, pa.large_string()))
         column = pc.replace_substring_regex(digits, r"^\+", "")
-    numbers = np.array(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    if not pa.types.is_floating(column.type) and not pa.types.is_integer(column.type):
+        column = column.cast(pa.float64(), safe=False)
+    numbers = np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64)
     numbers[~np.isfinite(numbers)] = np.nan
     return numbers, wrong
 
 
-def _ids(column: pa.Array, categories: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Ids [n] and the rows [n] whose value is no category."""
-    texts = _texts(column)
+def _ids(column: pa.Array, categories: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Ids [n] and the rows whose value is no category."""
+    texts = _trimmed(column)
     if texts is None:
-        return np.zeros(len(column), dtype=np.int32), _valid(column)
-    places = pc.index_in(texts, value_set=pa.array(categories, pa.large_string()), skip_nulls=True)
-    ids = pc.add(pc.fill_null(places, _UNKNOWN_ID - _FIRST_ID), _FIRST_ID)
-    ids = pc.if_else(pc.is_valid(texts), ids, pa.scalar(_MISSING_ID, pa.int32()))
-    return ids.to_numpy(zero_copy_only=False).astype(np.int32), np.zeros(len(column), dtype=np.bool_)
+        return np.zeros(len(column), dtype=np.int32), _valid_rows(column)
+    # What is missing is found at the first two places, so that the first category is found at its id.
+    known = pa.array([None, "", *categories], texts.type)
+    places = pc.index_in(texts, value_set=known).fill_null(_NOWHERE).to_numpy()
+    ids = np.where(places == _NOWHERE, np.int32(_UNKNOWN_ID), places)
+    ids[places == _BLANK_PLACE] = _MISSING_ID
+    return ids, _NO_ROWS
 
 
 def _fit_numeric(column: pa.Array) -> dict[str, float]:

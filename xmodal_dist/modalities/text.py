@@ -1,14 +1,15 @@
 """Text: one or more columns to byte-pair token ids; the vocabulary is learned from the train split.
 
-Tokenizer: NFKC, lower case, byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2, so nothing is unknown), by
-Hugging Face ``tokenizers``.
+Tokenizer: words between white space, NFKC, lower case, byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2, so
+nothing is unknown), by Hugging Face ``tokenizers``. A text's tokens are its words' tokens one after the other: so a
+word is taken apart once and then looked up.
 """
 
 from __future__ import annotations
 
+import array
 import functools
 import html
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -37,6 +38,8 @@ _STREAM_FEATURES = 302
 _PAD, _SEPARATOR = "[PAD]", "[SEP]"
 _TOKENIZER_FILE = "tokenizer.json"
 _MAX_TOKEN_CHARS = 32
+_MAX_KNOWN_WORDS, _MAX_KNOWN_CHARS = 200_000, 64
+_ID_BYTES = 4
 _RENDER_MAX_CHARS = 500
 
 
@@ -92,19 +95,20 @@ class TextModality(Modality[TextSettings]):
 
     def fit(self, settings: TextSettings, table: pa.Table) -> Fitted:
         """The tokenizer as a file, ``vocab_size``, ``num_tokens``, ``token_rows``; equal samples give equal ones."""
-        texts, _ = _join([column.combine_chunks() for column in table.columns], settings.max_tokens)
-        sample = texts.drop_null().to_pylist()
-        tokenizer = _train(sample, settings)
-        encoded = [e.ids for e in tokenizer.encode_batch(sample, add_special_tokens=False)]
-        counts = [len(ids) for ids in encoded]
-        rows = np.bincount([i for ids in encoded for i in set(ids)], minlength=tokenizer.get_vocab_size())
-        longest = int(np.ceil(np.percentile(counts, 99))) if counts else 1
-        values = {
-            "num_tokens": max(1, min(settings.max_tokens, longest)),
-            "vocab_size": tokenizer.get_vocab_size(),
-            "token_rows": rows.tolist(),
-        }
-        return Fitted(values, {_TOKENIZER_FILE: tokenizer.to_str()})
+        columns, _ = _texts([column.combine_chunks() for column in table.columns])
+        most_chars = settings.max_tokens * _MAX_TOKEN_CHARS
+        words = [" ".join(text[:most_chars].split()) for texts in columns for text in texts if text]
+        content = _train(words, settings).to_str()
+        encoded = [
+            np.frombuffer(row, np.int32) for row in _encode(columns, content, settings.max_tokens) if row
+        ]
+        vocab_size = _words(content).vocab_size
+        rows = np.bincount(
+            np.concatenate([np.unique(ids) for ids in encoded]) if encoded else [], minlength=vocab_size
+        )
+        longest = int(np.ceil(np.percentile([len(ids) for ids in encoded], 99))) if encoded else 1
+        values = {"num_tokens": max(1, longest), "vocab_size": vocab_size, "token_rows": rows.tolist()}
+        return Fitted(values, {_TOKENIZER_FILE: content})
 
     def decode(
         self,
@@ -115,18 +119,11 @@ class TextModality(Modality[TextSettings]):
     ) -> Decoded:
         """``ids`` [n, num_tokens] int32, 0 = padding; a record whose columns are all null or blank is missing."""
         num_tokens: int = fitted.values["num_tokens"]
-        texts, errors = _join(columns, num_tokens)
-        present = pc.is_valid(texts).to_numpy(zero_copy_only=False)
-        tokenizer = _tokenizer(fitted.files[_TOKENIZER_FILE], num_tokens)
-        encodings = tokenizer.encode_batch(texts.drop_null().to_pylist(), add_special_tokens=False)
-        tokens = [encoding.ids for encoding in encodings]
-        lengths = np.zeros(len(texts), dtype=np.int64)
-        lengths[present] = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
-        ids = np.zeros((len(texts), num_tokens), dtype=np.int32)
-        ids[np.arange(num_tokens) < lengths[:, None]] = np.fromiter(
-            itertools.chain.from_iterable(tokens), dtype=np.int32, count=int(lengths.sum())
-        )
-        return Decoded({"ids": ids}, present, errors)
+        texts, errors = _texts(columns)
+        rows = _encode(texts, fitted.files[_TOKENIZER_FILE], num_tokens)
+        padded = bytearray().join(row.ljust(_ID_BYTES * num_tokens, b"\0") for row in rows)
+        present = np.fromiter(map(bool, rows), np.bool_, len(rows))
+        return Decoded({"ids": np.frombuffer(padded, np.int32).reshape(-1, num_tokens)}, present, errors)
 
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
@@ -206,27 +203,51 @@ def _strings(column: pa.Array) -> tuple[pa.Array, dict[int, DecodeError]]:
     return pa.array(texts, pa.large_string()), errors
 
 
-def _join(columns: Sequence[pa.Array], num_tokens: int) -> tuple[pa.Array, dict[int, DecodeError]]:
-    """The columns' texts, blank ones left out, joined to one per record; null where nothing is left or all is wrong.
-
-    Texts are cut at the most characters that ``num_tokens`` tokens can hold, so that a huge one costs no time.
-    """
-    texts: list[pa.Array] = []
+def _texts(columns: Sequence[pa.Array]) -> tuple[list[list[str | None]], dict[int, DecodeError]]:
+    """Each column's texts, None where there is none or one of the record's values is wrong; the first error of each."""
+    texts: list[list[str | None]] = []
     errors: dict[int, DecodeError] = {}
-    nothing = pa.scalar(None, pa.large_string())
     for column in columns:
         strings, wrong = _strings(column)
+        texts.append(strings.to_pylist())
         errors = {**wrong, **errors}
-        stripped = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(strings, 0, num_tokens * _MAX_TOKEN_CHARS))
-        texts.append(pc.if_else(pc.equal(stripped, ""), nothing, stripped))
-    separator = pa.scalar(f" {_SEPARATOR} ", pa.large_string())
-    joined = texts[0]
-    for text in texts[1:]:
-        # Not null_handling="skip" over all at once: it leaves out the rows where everything is null.
-        joined = pc.coalesce(pc.binary_join_element_wise(joined, text, separator), joined, text)
-    failed = np.zeros(len(joined), dtype=np.bool_)
-    failed[list(errors)] = True
-    return pc.if_else(pa.array(failed), nothing, joined), errors
+    for row in errors:
+        for column_texts in texts:
+            column_texts[row] = None
+    return texts, errors
+
+
+def _encode(columns: Sequence[Sequence[str | None]], content: str, num_tokens: int) -> list[bytes]:
+    """Each record's ids as int32 bytes, at most ``num_tokens``: its columns' with a separator between.
+
+    Blank columns are left out. Texts are cut at the most characters that ``num_tokens`` tokens can hold, so that a
+    huge one costs no time.
+    """
+    words = _words(content)
+    most_chars, most_bytes = num_tokens * _MAX_TOKEN_CHARS, num_tokens * _ID_BYTES
+    encoded = [
+        [b"".join(map(words.__getitem__, text[:most_chars].split())) if text else b"" for text in texts]
+        for texts in columns
+    ]
+    if len(encoded) == 1:
+        return [row[:most_bytes] for row in encoded[0]]
+    separator = words[_SEPARATOR]
+    return [separator.join(filter(None, row))[:most_bytes] for row in zip(*encoded, strict=True)]
+
+
+class _Words(dict[str, bytes]):
+    """A word's ids as int32 bytes; a new word goes through the tokenizer and, while there is room, is kept."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self._tokenizer = Tokenizer.from_str(content)
+        self.vocab_size = int(self._tokenizer.get_vocab_size())
+
+    def __missing__(self, word: str) -> bytes:
+        ids = array.array("i", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
+        if len(word) <= _MAX_KNOWN_CHARS and len(self) < _MAX_KNOWN_WORDS:
+            self[word] = ids
+        return ids
 
 
 def _train(sample: Sequence[str], settings: TextSettings) -> Tokenizer:
@@ -246,11 +267,9 @@ def _train(sample: Sequence[str], settings: TextSettings) -> Tokenizer:
 
 
 @functools.lru_cache(maxsize=16)
-def _tokenizer(content: str, num_tokens: int) -> Tokenizer:
-    """The tokenizer of a fitted field, cutting at ``num_tokens``; reading it takes longer than encoding a batch."""
-    tokenizer = Tokenizer.from_str(content)
-    tokenizer.enable_truncation(num_tokens)
-    return tokenizer
+def _words(content: str) -> _Words:
+    """The words of a fitted field's tokenizer; all readers of a process share them."""
+    return _Words(content)
 
 
 MODALITY = TextModality()
