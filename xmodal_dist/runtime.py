@@ -7,12 +7,12 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from xmodal_dist.errors import UsageError
 
-__all__ = ["Placement", "connect", "plan_placement"]
+__all__ = ["Placement", "connect", "cores_of", "plan_placement", "usable_cores"]
 
 _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -94,3 +94,22 @@ def plan_placement(cluster_cpus: float, num_workers: int) -> Placement:
     worker = 1.0 if cluster_cpus >= 2 * num_workers else math.floor(cluster_cpus * 50 / num_workers) / 100
     left = math.floor((cluster_cpus - worker * num_workers) * 100 / num_workers) / 100
     return Placement(worker, left)
+
+
+def usable_cores() -> int:
+    """Cores of this machine that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of(logical_cpus: float, machines: Mapping[str, int]) -> float:
+    """CPU cores that a job can really use: what it holds of Ray's logical CPUs, which may be more than there are.
+
+    Args:
+        logical_cpus: CPUs that its workers and readers hold together.
+        machines: usable cores of each machine that workers run on, by host name. Of machines that hold readers alone
+            nothing is known; with such ones in the cluster the logical CPUs count.
+    """
+    import ray
+
+    alive = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return min(logical_cpus, sum(machines.values())) if alive <= len(machines) else logical_cpus

@@ -65,6 +65,24 @@ def test_page_is_self_contained_and_shows_the_run():
     assert "20 steps" in html
 
 
+def test_speed_is_shown_against_its_bound_where_it_was_measured():
+    measured = {
+        "share_of_bound": 0.934,
+        "bound": {"records_per_s": 51.4, "limit": "cores"},
+        "first_batch_s": 1.25,
+        "epoch_gap_s": 0.125,
+    }
+    line = _epoch(0, 0.75, records_per_s=49.5, wait_for_data_s=0.75)
+    html = render("runs/a", [_step(1), line], GOODPUT | measured, None, {})
+    assert '<span class="value">93 %</span><span class="note">of 51.4/s, set by the cores</span>' in html
+    assert '<span class="value">125 ms</span><span class="note">first batch after 1.2 s</span>' in html
+    assert '<td class="n">49.5</td><td class="n">750 ms</td>' in html
+    without = render(
+        "runs/a", [_step(1)], GOODPUT | {"share_of_bound": None, "first_batch_s": None}, None, {}
+    )
+    assert "Share of the bound" not in without and "Gap between epochs" not in without
+
+
 def test_time_that_no_stage_accounts_for_is_shown():
     html = render("runs/a", [_step(1)], GOODPUT, None, {})
     assert "not measured" in html and "20.0 s" in html

@@ -96,6 +96,9 @@ def test_a_killed_worker_is_replaced_and_every_epoch_counts_every_record(
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(EPOCHS))
     assert [line["records"] for line in epochs] == [rows] * EPOCHS
+    goodput = json.loads((Path(killed.run) / "goodput.json").read_text())
+    assert goodput["num_workers"] == 2 and goodput["stages_s"]["restarts"] > 0
+    assert sum(goodput["stages_s"].values()) == pytest.approx(goodput["wall_s"], rel=0.05)
     steps = [line["step"] for line in lines if line["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
 
@@ -134,6 +137,12 @@ def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
     goodput = json.loads((run / "goodput.json").read_text())
     assert goodput["records"] == EPOCHS * 120 and goodput["cpu_s_per_record"] > 0
     assert sum(goodput["stages_s"].values()) == pytest.approx(goodput["wall_s"], rel=0.05)
+    assert goodput["bound"]["limit"] in {"cores", "loops"} and goodput["bound"]["cores"] <= 4
+    assert 0 < goodput["share_of_bound"] < 1
+    assert goodput["steady"]["records"] == EPOCHS * 120 - 12, "all but the first step"
+    assert goodput["first_batch_s"] > goodput["epoch_gap_s"] >= 0
+    epochs = [line for line in read_metrics(alone.run) if line["event"] == "epoch"]
+    assert all(line["records_per_s"] > 0 and line["wait_for_data_s"] >= 0 for line in epochs)
     assert {p.suffix for p in (run / "bundle").rglob("*") if p.is_file()} == {".json", ".safetensors"}
 
 

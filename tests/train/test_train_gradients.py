@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xmodal_dist.train.goodput import Stopwatch
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 
 LANES, ROWS_PER_LANE = 8, 3
@@ -31,7 +32,7 @@ def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torc
         bare.zero_grad(set_to_none=True)
         if by_lane:
             lanes = [pieces(slice(at, at + ROWS_PER_LANE), None) for at in range(0, len(x), ROWS_PER_LANE)]
-            accumulate_by_lane(model, lanes, backward, num_workers)
+            accumulate_by_lane(model, lanes, backward, num_workers, Stopwatch())
         else:
             accumulate(model, pieces(slice(0, len(x)), 5), backward)
     return torch.cat([p.grad.reshape(-1) for p in bare.parameters() if p.grad is not None])

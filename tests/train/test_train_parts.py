@@ -19,7 +19,6 @@ from xmodal_dist.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from xmodal_dist.train.goodput import Stopwatch, summarise
 from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
 from xmodal_dist.train.settings import TrainSettings
@@ -125,25 +124,9 @@ def test_the_log_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> N
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(str(tmp_path), 1, 0)
     log.step(_at(1), 1.0, 0.1, 10.0)
-    log.epoch(0, 1, 1.0, {"loss": 1.0}, 10)
+    log.epoch(0, 1, 1.0, {"loss": 1.0}, 10, {})
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_goodput_accounts_for_all_of_the_wall_time_and_names_the_binding_stage() -> None:
-    found = summarise({"start_up": 2.0, "wait_for_data": 6.0, "forward": 1.0}, 10.0, 100, 5.0)
-    assert sum(found["stages_s"].values()) == pytest.approx(10.0)
-    assert found["binding_stage"].startswith("reading was the bottleneck") and "60%" in found["binding_stage"]
-    assert found["records_per_s"] == 12.5 and found["cpu_s_per_record"] == 0.05
-
-
-def test_the_stopwatch_adds_up_stages_also_when_a_stage_raises() -> None:
-    watch = Stopwatch()
-    with pytest.raises(KeyError), watch.stage("forward"):
-        raise KeyError
-    with watch.stage("forward"):
-        pass
-    assert 0 < watch.seconds["forward"] <= watch.wall_s()
 
 
 def test_sizes_that_do_not_fit_name_the_setting_to_change() -> None:

@@ -96,12 +96,26 @@ def _cards(
             f"{number(goodput['records_per_s'])}/s",
             f"{number(cpu_ms * 1000)} ms of CPU a record" if cpu_ms is not None else "",
         ),
+        *_speed_cards(goodput),
         Card(
             "Wall time",
             seconds(goodput["wall_s"]),
             f"{percent(useful / max(goodput['wall_s'], 1e-9), 0)} in forward, backward, optimizer",
         ),
     ]
+
+
+def _speed_cards(goodput: Mapping[str, Any]) -> list[Card]:
+    """How near the bound the run was, and how long readers took to begin; what was not measured is left out."""
+    cards = []
+    if goodput.get("share_of_bound") is not None:
+        bound = goodput["bound"]
+        note = f"of {number(bound['records_per_s'])}/s, set by the {bound['limit']}"
+        cards.append(Card("Share of the bound", percent(goodput["share_of_bound"], 0), note))
+    if goodput.get("first_batch_s") is not None:
+        note = f"first batch after {seconds(goodput['first_batch_s'])}"
+        cards.append(Card("Gap between epochs", seconds(goodput["epoch_gap_s"]), note))
+    return cards
 
 
 def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, Markup]]:

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xmodal_dist.train.goodput import Stopwatch
+
 __all__ = ["accumulate", "accumulate_by_lane", "pieces"]
 
 _Backward = Callable[[slice], None]
@@ -37,7 +39,11 @@ def accumulate(model: nn.Module, micro_batches: Sequence[slice], backward: _Back
 
 
 def accumulate_by_lane(
-    model: nn.Module, lanes: Sequence[Sequence[slice]], backward: _Backward, num_workers: int
+    model: nn.Module,
+    lanes: Sequence[Sequence[slice]],
+    backward: _Backward,
+    num_workers: int,
+    watch: Stopwatch,
 ) -> None:
     """Gradients averaged over ranks, summed in an order that one and two workers share.
 
@@ -46,13 +52,15 @@ def accumulate_by_lane(
         lanes: micro-batches of each of this rank's lanes, in lane order.
         backward: runs one micro-batch.
         num_workers: number of ranks.
+        watch: takes the time of waiting for the other ranks.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _no_sync(model):
         total = _tree_sum(parameters, lanes, backward)
     if num_workers > 1:
         flat = torch.cat([gradient.reshape(-1) for gradient in total])
-        dist.all_reduce(flat)
+        with watch.stage("synchronise"):
+            dist.all_reduce(flat)
         flat /= num_workers
         total = [
             part.view_as(g)

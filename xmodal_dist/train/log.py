@@ -43,8 +43,15 @@ class MetricsLog:
         self._local = self._events if storage.is_local(run) else tempfile.mkdtemp(prefix="tensorboard-")
         self._writer = SummaryWriter(self._local, purge_step=global_step)
 
-    def start(self, progress: Progress, workers: Sequence[dict[str, Any]], steps: int, epochs: int) -> None:
-        """The beginning of an attempt."""
+    def start(
+        self,
+        progress: Progress,
+        workers: Sequence[dict[str, Any]],
+        steps: int,
+        epochs: int,
+        launched_s: float,
+    ) -> None:
+        """The beginning of an attempt of the command that began at ``launched_s`` (time.time())."""
         self._add(
             {
                 "event": "start",
@@ -52,6 +59,7 @@ class MetricsLog:
                 "step": progress.global_step,
                 "steps_per_epoch": steps,
                 "epochs": epochs,
+                "launched_s": launched_s,
                 "workers": list(workers),
             }
         )
@@ -72,12 +80,38 @@ class MetricsLog:
             }
         )
 
-    def epoch(self, epoch: int, step: int, train_loss: float, metrics: dict[str, Any], records: int) -> None:
-        """The end of an epoch; ``metrics`` of the val split, {} without one."""
+    def epoch(
+        self,
+        epoch: int,
+        step: int,
+        train_loss: float,
+        metrics: dict[str, Any],
+        records: int,
+        timing: dict[str, Any],
+    ) -> None:
+        """The end of an epoch.
+
+        Args:
+            epoch: from 0.
+            step: global steps done.
+            train_loss: mean over the epoch's records.
+            metrics: of the val split, {} without one.
+            records: records used.
+            timing: of :func:`xmodal_dist.train.goodput.epoch_figures`.
+        """
         if not self._active:
             return
         values = {f"val_{name}": value for name, value in metrics.items()}
         self._scalars(step, {"train/epoch_loss": train_loss, **{f"val/{k}": v for k, v in metrics.items()}})
+        share = timing["wait_for_data_s"] / max(timing["wall_s"], 1e-9)
+        self._scalars(
+            step,
+            {
+                "goodput/records_per_s": timing["records_per_s"],
+                "goodput/wait_for_data_share": share,
+                **{f"goodput_s/{name}": value for name, value in timing["stages_s"].items()},
+            },
+        )
         self._add(
             {
                 "event": "epoch",
@@ -85,6 +119,8 @@ class MetricsLog:
                 "step": step,
                 "train_loss": train_loss,
                 "records": records,
+                "records_per_s": timing["records_per_s"],
+                "wait_for_data_s": timing["wait_for_data_s"],
                 **values,
             }
         )

@@ -12,13 +12,13 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from xmodal_dist import storage
+from xmodal_dist import runtime, storage
 from xmodal_dist.batch import Batch
 from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
@@ -35,13 +35,15 @@ from xmodal_dist.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from xmodal_dist.train.goodput import Stopwatch, summarise
+from xmodal_dist.train.goodput import RankTiming, Stopwatch, epoch_figures, summarise
 from xmodal_dist.train.job import TrainJob
-from xmodal_dist.train.log import MetricsLog
+from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
 from xmodal_dist.train.step import StepSums, optimizer_step
 
 __all__ = ["train_worker"]
+
+_T = TypeVar("_T")
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +62,12 @@ class _Worker:
         self.job = job
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(torch.accelerator.synchronize if self.device.type != "cpu" else None)
+        before_s = time.time() - job.started_s
         torch.manual_seed(job.train.seed)
         self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
         self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
-        self.progress = self._restore()
+        self.progress, again = self._restore()
         self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.reader = job.reader()
         self.schedule = self.reader.schedule
@@ -77,8 +80,8 @@ class _Worker:
         self.records = 0
         self.first_step = self.progress.global_step
         self.log = MetricsLog(job.run, self.rank, self.progress.global_step)
-        self.watch.seconds["start_up"] = time.time() - job.started_s
         self._log_start()
+        self.watch.ready(before_s, again)
 
     def run(self) -> dict[str, Any]:
         """Train from wherever the run is to its end."""
@@ -90,8 +93,8 @@ class _Worker:
             except XmodalError as error:
                 # Decided on figures of all ranks, so every rank is here, and no restart would help.
                 return {"error": error}
-        cpu_s = self._cpu_s()
-        summary = self._finish(cpu_s) if self.rank == 0 else {}
+        cpu_s, ranks = self._cpu_s(), self._gather(self.watch.timing())
+        summary = self._finish(cpu_s, ranks) if self.rank == 0 else {}
         self.log.close()
         if self.num_workers > 1:
             dist.barrier()
@@ -101,6 +104,7 @@ class _Worker:
         train, progress = self.job.train, self.progress
         total_steps = self.steps * train.epochs
         self.ddp.train()
+        self.watch.begin("train")
         while progress.step < self.steps:
             batch = self._next_batch()
             rate = learning_rate_at(
@@ -110,6 +114,7 @@ class _Worker:
                 self.ddp, self.optimizer, batch, self.job, rate, self.num_workers, self.watch
             )
             self.sums.add(sums)
+            self.watch.step(int((batch.ids >= 0).sum()))
             progress.step += 1
             progress.global_step += 1
             if progress.global_step % train.log_every_steps == 0:
@@ -125,12 +130,14 @@ class _Worker:
             return {}
         totals = validation.Totals(len(self.job.manifest.classes), self.device)
         self.ddp.eval()
+        self.watch.begin("val")
         for _ in range(self.schedule.steps("val")):
             batch = self._next_batch()
             with self.watch.stage("evaluation"):
                 totals.add(self.model, self.job.specs, batch)
         rows = self.job.manifest.splits["val"].rows
-        return totals.reduce(self.num_workers, rows)
+        with self.watch.stage("synchronise"):
+            return totals.reduce(self.num_workers, rows)
 
     def _end_epoch(self, metrics: dict[str, Any]) -> None:
         """Account for every record, log, keep the best, decide whether to stop, and checkpoint."""
@@ -153,7 +160,8 @@ class _Worker:
             progress.stale_epochs += 1
         impatient = 0 < train.patience_epochs <= progress.stale_epochs
         progress.done = progress.epoch >= train.epochs or impatient
-        self.log.epoch(epoch, progress.global_step, train_loss, metrics, records)
+        timing = epoch_figures(self._gather(self.watch.epoch()))
+        self.log.epoch(epoch, progress.global_step, train_loss, metrics, records, timing)
         self._check_ranks_agree()
         self._checkpoint()
 
@@ -167,6 +175,7 @@ class _Worker:
         """This rank's share of every global step from where the run is, train and val in turn, without end."""
         for step in stream_steps(self.reader, self._chunks(), self.job.pipeline, self._readers()):
             self.rejected.extend(step.rejected)
+            self.watch.now.cpu_s["reading"] += step.cpu_s
             self.reader_cpu_s += step.cpu_s if step.placement == "ray" else 0.0
             yield step.records.to_batch()
 
@@ -190,7 +199,8 @@ class _Worker:
 
     def _gather_sums(self) -> None:
         """Add what all ranks did since the last call to the progress."""
-        loss, weight, used, rejected = self.sums.take(self.num_workers)
+        with self.watch.stage("synchronise"):
+            loss, weight, used, rejected = self.sums.take(self.num_workers)
         self.progress.loss_sum += loss
         self.progress.weight_sum += weight
         self.progress.rows_used += int(used)
@@ -214,23 +224,29 @@ class _Worker:
                 f"epoch {progress.epoch}: {progress.rows_used} records used + {progress.rows_rejected} rejected "
                 f"is not the split's {rows}: please report this as a bug"
             )
-        reasons = [self.reasons] * self.num_workers
-        if self.num_workers > 1:
-            dist.all_gather_object(reasons, self.reasons)
+        reasons = self._gather(self.reasons)
         if self.job.validates:
             rows += self.job.manifest.splits["val"].rows
         setting, limit = "train.max_bad_fraction", self.job.train.max_bad_fraction
         check_budget(sum(reasons, Counter[str]()), rows, limit, setting, self.job.quarantine)
         self.reasons.clear()
 
-    def _restore(self) -> Progress:
-        """Continue from the newest whole checkpoint; rank 0 chooses, so that all ranks take the same."""
-        name = [latest_checkpoint(self.job.checkpoints, self.job.digest) if self.rank == 0 else None]
+    def _restore(self) -> tuple[Progress, bool]:
+        """Continue from the newest whole checkpoint; also whether this command had an attempt before this one.
+
+        Rank 0 chooses, so that all ranks take the same.
+        """
+        job = self.job
+        found: list[Any] = [None, False]
+        if self.rank == 0:
+            again = any(line.get("launched_s") == job.started_s for line in read_metrics(job.run))
+            found = [latest_checkpoint(job.checkpoints, job.digest), again]
         if self.num_workers > 1:
-            dist.broadcast_object_list(name, src=0)
-        if name[0] is None:
-            return Progress()
-        return load_checkpoint(self.job.checkpoints, name[0], self.model, self.optimizer, self.device)
+            dist.broadcast_object_list(found, src=0)
+        name, again = found
+        if name is None:
+            return Progress(), again
+        return load_checkpoint(job.checkpoints, name, self.model, self.optimizer, self.device), again
 
     def _checkpoint(self) -> None:
         with self.watch.stage("checkpoint"):
@@ -258,7 +274,14 @@ class _Worker:
             dist.all_reduce(total)
         return float(total)
 
-    def _finish(self, cpu_s: float) -> dict[str, Any]:
+    def _gather(self, mine: _T) -> list[_T]:
+        """The same value of every rank, on every rank."""
+        values = [mine] * self.num_workers
+        if self.num_workers > 1:
+            dist.all_gather_object(values, mine)
+        return values
+
+    def _finish(self, cpu_s: float, ranks: list[RankTiming]) -> dict[str, Any]:
         """Turn the best epoch's weights into the bundle and write goodput.json."""
         job, progress = self.job, self.progress
         load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device)
@@ -266,8 +289,10 @@ class _Worker:
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
         bundle = Bundle(job.specs, job.manifest.classes, job.model, self.model, metrics, origin)
         fingerprint = save_bundle(job.bundle, bundle)
-        goodput = summarise(self.watch.seconds, time.time() - job.started_s, self.records, cpu_s)
-        goodput["num_workers"] = self.num_workers
+        cores = runtime.cores_of(
+            (job.worker_cpus + job.reader_cpus) * len(ranks), {r.machine: r.cores for r in ranks}
+        )
+        goodput = summarise(ranks, time.time() - job.started_s, self.records, cpu_s, cores)
         self.log.document("goodput.json", goodput)
         counts = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "records": self.records}
         return {"fingerprint": fingerprint, **counts, **progress.best_metrics}
@@ -280,10 +305,8 @@ class _Worker:
     def _log_start(self) -> None:
         """Say who trains; the process ids let an operator find a worker."""
         mine = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        workers: list[Any] = [mine] * self.num_workers
-        if self.num_workers > 1:
-            dist.all_gather_object(workers, mine)
-        self.log.start(self.progress, workers, self.steps, self.job.train.epochs)
+        workers, job = self._gather(mine), self.job
+        self.log.start(self.progress, workers, self.steps, job.train.epochs, job.started_s)
 
 
 def _monitored(metrics: dict[str, Any], train_loss: float, monitor: str) -> float:

@@ -74,7 +74,8 @@ def optimizer_step(
     )
     global_weight = weight.sum().double()
     if num_workers > 1:
-        dist.all_reduce(global_weight)
+        with watch.stage("synchronise"):
+            dist.all_reduce(global_weight)
     scale = num_workers / global_weight.clamp(min=1e-12).float()
     loss_sum = torch.zeros((), device=device)
 
@@ -88,7 +89,7 @@ def optimizer_step(
     if train.adds_lane_by_lane(device.type):
         size = train.batch_size // train.lanes
         lanes = [pieces(slice(at, at + size), train.micro_batch_rows) for at in range(0, len(batch), size)]
-        accumulate_by_lane(model, lanes, backward, num_workers)
+        accumulate_by_lane(model, lanes, backward, num_workers, watch)
     else:
         accumulate(model, pieces(slice(0, len(batch)), train.micro_batch_rows), backward)
     with watch.stage("optimizer"):
@@ -98,10 +99,10 @@ def optimizer_step(
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    real = batch.ids >= 0
-    rejected = real & (batch.labels.to(batch.ids.device) < 0)
-    used = (real & ~rejected).sum()
-    return OneStep(loss_sum, weight.sum(), used.to(loss_sum.device), rejected.sum().to(loss_sum.device))
+    # Positions go to the device, not labels from it: that would wait for the whole step.
+    real = (batch.ids >= 0).to(device, non_blocking=True)
+    rejected = real & (batch.labels < 0)
+    return OneStep(loss_sum, weight.sum(), (real & ~rejected).sum(), rejected.sum())
 
 
 def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> LossSum:
