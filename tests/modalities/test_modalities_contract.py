@@ -61,6 +61,7 @@ def _assert_equal(a: Decoded, b: Decoded) -> None:
         np.testing.assert_array_equal(array, b.arrays[name])
     np.testing.assert_array_equal(a.present, b.present)
     assert {r: e.args for r, e in a.errors.items()} == {r: e.args for r, e in b.errors.items()}
+    assert a.fallbacks == b.fallbacks
 
 
 def test_settings_have_defaults_and_name_their_kind(case: Case) -> None:
@@ -133,11 +134,60 @@ def test_decode_of_slices_and_of_no_rows(case: Case) -> None:
     assert all(array.shape[0] == 0 for array in empty.arrays.values())
 
 
+def test_decode_of_any_layout_of_bytes(case: Case) -> None:
+    whole = case.decode(case.records)
+    if case.sample.types != (pa.binary(),):
+        return
+    columns = case.sample.columns(case.records)
+    for kind in (pa.large_binary(), getattr(pa, "binary_view", pa.large_binary)()):
+        other = [column.cast(kind) for column in columns]
+        _assert_equal(whole, case.modality.decode(case.settings, case.fitted, other, None))
+
+
 def test_all_null_columns_of_no_type_are_missing(case: Case) -> None:
     columns = [pa.nulls(3) for _ in case.sample.types]
     decoded = case.modality.decode(case.settings, case.fitted, columns, None)
     assert not decoded.present.any()
     assert not decoded.errors
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_unpacked_values_decode_to_the_same(case: Case, train: bool) -> None:
+    keys = _keys(len(case.records)) if train else None
+    whole = case.decode(case.records, keys)
+    columns = case.sample.columns(case.records)
+    unpacked = case.modality.unpack(case.settings, case.fitted, columns)
+    _assert_equal(whole, case.modality.decode(case.settings, case.fitted, unpacked, keys))
+    assert [c.null_count for c in unpacked] == [c.null_count for c in columns]
+    again = case.modality.unpack(case.settings, case.fitted, unpacked)
+    assert [a.equals(b) for a, b in zip(again, unpacked, strict=True)] == [True] * len(columns)
+    part = case.modality.unpack(case.settings, case.fitted, [column.slice(2, 4) for column in columns])
+    assert [p.equals(u.slice(2, 4)) for p, u in zip(part, unpacked, strict=True)] == [True] * len(columns)
+    for kind in columns:  # no rows at all
+        assert len(case.modality.unpack(case.settings, case.fitted, [kind.slice(0, 0)] * len(columns))[0]) == 0
+
+
+def test_what_stands_in_unpacked_media_is_refused_from_outside(case: Case) -> None:
+    if not case.modality.is_media:
+        return
+    column = case.modality.unpack(case.settings, case.fitted, case.sample.columns(case.sample.good))[0]
+    changed = [v for v, (good,) in zip(column.to_pylist(), case.sample.good, strict=True) if v != good]
+    assert changed
+    for value in changed:
+        with pytest.raises(DecodeError) as caught:
+            case.modality.check([value])
+        assert caught.value.reason == "media_unrecognised"
+    assert case.modality.infer("c", pa.array(changed)) == 0
+
+
+def test_a_damaged_unpacked_value_is_an_error_of_its_row(case: Case) -> None:
+    if not case.modality.is_media:
+        return
+    values = case.modality.unpack(case.settings, case.fitted, case.sample.columns(case.sample.good))[0].to_pylist()
+    for value in values:
+        for broken in (value[:-1], value[:9], value[:20] + bytes(12) + value[32:], value + b"x"):
+            decoded = case.modality.decode(case.settings, case.fitted, [pa.array([broken])], None)
+            assert decoded.present[0] != (0 in decoded.errors)
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -5,15 +5,12 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import soundfile
-import soxr
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -21,20 +18,38 @@ from torch import nn
 
 from xmodal_dist.batch import Tensors
 from xmodal_dist.errors import DecodeError
-from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality, decode_each, media_share
+from xmodal_dist.modalities.base import (
+    Decoded,
+    FieldSettings,
+    Fitted,
+    Modality,
+    decode_each,
+    media_share,
+    replace_each,
+)
 from xmodal_dist.modalities.layers import ConvEncoder
 from xmodal_dist.modalities.randomness import uniform, uniform_like
+from xmodal_dist.modalities.samples import (
+    FULL_SCALE,
+    MIN_RATE_HZ,
+    Limits,
+    Recording,
+    encode,
+    from_raw,
+    open_recording,
+    resample,
+    sniff,
+    to_int16,
+    to_raw,
+)
 
 __all__ = ["MODALITY", "AudioModality", "AudioSettings", "mel_filters"]
 
-_FORMATS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3"})
 _STREAM_CROP = 201
 _STREAM_SHIFT = 202
 _STREAM_GAIN = 203
 _STREAM_MASK = 204
-_MIN_RATE_HZ, _MAX_RATE_HZ = 1_000, 768_000
 _MAX_FITTED_RATE_HZ = 16_000
-_FULL_SCALE = 32767
 _LOG_RANGE = 8.0
 _GAIN_BANDS = 4
 _RENDER_MAX_SECONDS = 10.0
@@ -44,7 +59,7 @@ class AudioSettings(FieldSettings):
     """Settings of an audio field."""
 
     kind: Literal["audio"] = "audio"
-    sample_rate_hz: int | None = Field(None, ge=_MIN_RATE_HZ, le=48_000)
+    sample_rate_hz: int | None = Field(None, ge=MIN_RATE_HZ, le=48_000)
     """Rate everything is resampled to; null takes the sample's median rate, at most 16,000."""
     max_seconds: float = Field(10.0, gt=0, le=60)
     """The model sees the sample's 99.5th percentile of durations, at most this; longer recordings are cropped."""
@@ -78,23 +93,23 @@ class AudioModality(Modality[AudioSettings]):
 
     def infer(self, name: str, sample: pa.Array) -> float:
         """Share of values with a sound file's first bytes or file name ending."""
-        return media_share(sample, self.suffixes, lambda payload: _sniff(payload) is not None)
+        return media_share(sample, self.suffixes, lambda payload: sniff(payload) is not None)
 
     def check(self, values: Sequence[Any]) -> None:
         """Decode the recording whole, under the default limits."""
         if values[0] is not None:
-            with _open(values[0], AudioSettings()) as file:
-                _read(file, 0, file.frames)
+            with open_recording(values[0], _limits(AudioSettings())) as recording:
+                recording.mono(0, recording.num_frames)
 
     def fit(self, settings: AudioSettings, table: pa.Table) -> Fitted:
         """``sample_rate_hz`` and ``num_samples`` from the rates and durations in the files' headers."""
         rates_hz: list[int] = []
         durations_s: list[float] = []
 
-        def measure(_: int, payload: bytes) -> None:
-            with _open(payload, settings) as file:
-                rates_hz.append(file.samplerate)
-                durations_s.append(file.frames / file.samplerate)
+        def measure(_: int, payload: memoryview) -> None:
+            with open_recording(payload, _limits(settings)) as recording:
+                rates_hz.append(recording.rate_hz)
+                durations_s.append(recording.num_frames / recording.rate_hz)
 
         decode_each(table.column(0).combine_chunks(), measure)
         rate_hz = settings.sample_rate_hz
@@ -119,23 +134,31 @@ class AudioModality(Modality[AudioSettings]):
         Longer recordings are cropped: the middle without keys, a random place with them. Recordings that exceed full
         scale (floating-point files) are scaled down to it.
         """
-        rate_hz: int = fitted.values["sample_rate_hz"]
-        num_samples: int = fitted.values["num_samples"]
-        samples = np.zeros((len(columns[0]), num_samples), dtype=np.int16)
+        samples = np.zeros((len(columns[0]), fitted.values["num_samples"]), dtype=np.int16)
         length = np.zeros(len(columns[0]), dtype=np.int32)
-        places = np.full(len(columns[0]), 0.5) if keys is None else uniform(keys, _STREAM_CROP, 1)[:, 0]
+        places = None if keys is None else uniform(keys, _STREAM_CROP, 1)[:, 0].tolist()
 
-        def decode_one(row: int, payload: bytes) -> None:
-            with _open(payload, settings) as file:
-                wanted = math.ceil(num_samples * file.samplerate / rate_hz)
-                start = int(places[row] * (max(0, file.frames - wanted) + 1))
-                mono = _read(file, start, min(wanted, file.frames))
-                mono = _resample(mono, file.samplerate, rate_hz)[:num_samples]
-            samples[row, : len(mono)] = _to_int16(mono)
-            length[row] = len(mono)
+        def decode_one(row: int, payload: memoryview) -> None:
+            wave = _unpacked(payload, fitted)
+            if wave is None:
+                with open_recording(payload, _limits(settings)) as recording:
+                    wave = _wave(recording, fitted, 0.5 if places is None else places[row])
+            samples[row, : len(wave)] = wave
+            length[row] = len(wave)
 
         present, errors = decode_each(columns[0], decode_one)
         return Decoded({"samples": samples, "length": length}, present, errors)
+
+    def unpack(self, settings: AudioSettings, fitted: Fitted, columns: Sequence[pa.Array]) -> list[pa.Array]:
+        """Finished samples of recordings that are not cropped; longer ones stay encoded."""
+
+        def replace(payload: memoryview) -> tuple[bytes, bytes] | None:
+            with open_recording(payload, _limits(settings)) as recording:
+                if recording.num_frames > _wanted(recording, fitted):
+                    return None
+                return to_raw(_wave(recording, fitted, 0.5), fitted.values["sample_rate_hz"])
+
+        return [replace_each(columns[0], replace)]
 
     def transform(
         self, settings: AudioSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
@@ -146,7 +169,7 @@ class AudioModality(Modality[AudioSettings]):
         Mean and deviation are taken over the frames that hold sound, so padding does not count.
         """
         rate_hz: int = fitted.values["sample_rate_hz"]
-        wave = tensors["samples"].to(torch.float32) / _FULL_SCALE
+        wave = tensors["samples"].to(torch.float32) / FULL_SCALE
         begin = torch.zeros_like(tensors["length"])
         if keys is not None and settings.time_shift > 0:
             wave, begin = _shift(wave, keys, settings.time_shift)
@@ -170,9 +193,10 @@ class AudioModality(Modality[AudioSettings]):
         if values[0] is None:
             return "<em>missing</em>"
         try:
-            with _open(values[0], AudioSettings()) as file:
-                mono = _read(file, 0, min(file.frames, math.ceil(_RENDER_MAX_SECONDS * file.samplerate)))
-                payload = _encode(mono, file.samplerate, min(file.samplerate, _MAX_FITTED_RATE_HZ))
+            with open_recording(values[0], _limits(AudioSettings())) as recording:
+                rate_hz = recording.rate_hz
+                mono = recording.mono(0, min(recording.num_frames, math.ceil(_RENDER_MAX_SECONDS * rate_hz)))
+            payload = encode(mono, rate_hz, min(rate_hz, _MAX_FITTED_RATE_HZ))
         except DecodeError as error:
             return f"<em>{html.escape(str(error))}</em>"
         data = base64.b64encode(payload).decode("ascii")
@@ -180,10 +204,11 @@ class AudioModality(Modality[AudioSettings]):
 
     def shrink(self, payload: bytes, max_side_px: int | None, sample_rate_hz: int | None) -> bytes:
         """Mono 16-bit FLAC at ``sample_rate_hz`` where the recording's rate is higher."""
-        with _open(payload, AudioSettings()) as file:
-            if sample_rate_hz is None or file.samplerate <= sample_rate_hz:
+        with open_recording(payload, _limits(AudioSettings())) as recording:
+            if sample_rate_hz is None or recording.rate_hz <= sample_rate_hz:
                 return payload
-            return _encode(_read(file, 0, file.frames), file.samplerate, sample_rate_hz)
+            mono = recording.mono(0, recording.num_frames)
+        return encode(mono, recording.rate_hz, sample_rate_hz)
 
 
 class _Encoder(nn.Module):
@@ -196,117 +221,33 @@ class _Encoder(nn.Module):
         return features
 
 
-def _sniff(payload: bytes) -> str | None:
-    """Format that the first bytes announce."""
-    if payload[:4] in (b"RIFF", b"RF64") and payload[8:12] == b"WAVE":
-        return "WAV"
-    if payload[:4] in (b"fLaC", b"OggS"):
-        return "FLAC" if payload[:1] == b"f" else "OGG"
-    # An ID3 tag, or the sync word of an MPEG audio frame of layer III.
-    if payload[:3] == b"ID3" or (payload[:1] == b"\xff" and len(payload) > 1 and payload[1] & 0xE6 == 0xE2):
-        return "MP3"
-    return None
+def _limits(settings: AudioSettings) -> Limits:
+    return Limits(settings.max_bytes, settings.max_samples)
 
 
-def _is_cut(payload: bytes, name: str) -> bool:
-    """Whether a WAV or OGG file ends before it says it should; libsndfile takes such a file for a shorter one."""
-    if name == "WAV":
-        at = 12
-        while at + 8 <= len(payload) and payload[at : at + 4] != b"data":
-            at += 8 + int.from_bytes(payload[at + 4 : at + 8], "little") + (payload[at + 4] & 1)
-        size = int.from_bytes(payload[at + 4 : at + 8], "little")
-        # Writers to pipes leave the size at its maximum.
-        return at + 8 > len(payload) or (size < 0x7FFFFFFF and at + 8 + size > len(payload))
-    if name == "OGG":  # RFC 3533: the last page has the end-of-stream flag and a table of segment sizes
-        at = payload.rfind(b"OggS")
-        table = payload[at + 27 : at + 27 + payload[at + 26]] if at + 27 <= len(payload) else b""
-        return not table or not payload[at + 5] & 4 or at + 27 + len(table) + sum(table) > len(payload)
-    return False
+def _wanted(recording: Recording, fitted: Fitted) -> int:
+    """Frames of the recording that the model sees."""
+    num_samples: int = fitted.values["num_samples"]
+    return math.ceil(num_samples * recording.rate_hz / fitted.values["sample_rate_hz"])
 
 
-def _open(payload: bytes, settings: AudioSettings) -> soundfile.SoundFile:
-    """Read the header only, and hold it against the limits."""
-    if not payload:
-        raise DecodeError("media_empty", "0 bytes")
-    if len(payload) > settings.max_bytes:
-        raise DecodeError("media_too_large_bytes", f"{len(payload)} bytes; max_bytes is {settings.max_bytes}")
-    name = _sniff(payload)
-    if name is None:
-        raise DecodeError(
-            "media_unrecognised", f"first bytes {payload[:8].hex()} are of no known sound format"
-        )
-    if _is_cut(payload, name):
-        raise DecodeError("media_truncated", f"{name} of {len(payload)} bytes ends early")
-    try:
-        file = soundfile.SoundFile(io.BytesIO(payload))
-    except soundfile.SoundFileError as error:
-        # libsndfile has no code of its own for a header that ends early.
-        reason = "media_truncated" if len(payload) < 128 else "media_decode_error"
-        raise DecodeError(reason, f"{name} of {len(payload)} bytes: {_message(error)}") from error
-    problem = _limits(file, settings)
-    if problem is not None:
-        file.close()
-        raise problem
-    return file
+def _wave(recording: Recording, fitted: Fitted, place: float) -> NDArray[np.int16]:
+    """At most ``num_samples`` samples at ``sample_rate_hz``; a longer recording's from ``place``, 0 to 1."""
+    wanted = _wanted(recording, fitted)
+    start = int(place * (max(0, recording.num_frames - wanted) + 1))
+    mono = recording.mono(start, min(wanted, recording.num_frames))
+    mono = resample(mono, recording.rate_hz, fitted.values["sample_rate_hz"])
+    return to_int16(mono[: fitted.values["num_samples"]])
 
 
-def _limits(file: soundfile.SoundFile, settings: AudioSettings) -> DecodeError | None:
-    if file.format not in _FORMATS:
-        return DecodeError(
-            "media_unsupported_format", f"{file.format}; known are {', '.join(sorted(_FORMATS))}"
-        )
-    if not _MIN_RATE_HZ <= file.samplerate <= _MAX_RATE_HZ:
-        return DecodeError(
-            "audio_rate_unsupported", f"{file.samplerate} Hz; {_MIN_RATE_HZ} to {_MAX_RATE_HZ}"
-        )
-    if file.frames * file.channels > settings.max_samples:
-        message = f"{file.frames} frames x {file.channels} channels; max_samples is {settings.max_samples}"
-        return DecodeError("media_too_large_decoded", message)
-    return DecodeError("audio_zero_length", "the recording holds no samples") if file.frames == 0 else None
-
-
-def _message(error: Exception) -> str:
-    return str(getattr(error, "error_string", error))
-
-
-def _read(file: soundfile.SoundFile, start: int, count: int) -> NDArray[np.float32]:
-    """``count`` frames from ``start`` as the mean of the channels."""
-    try:
-        if start:
-            file.seek(start)
-        frames = file.read(count, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        # A FLAC stream that ends early loses its decoder's sync; its header was sound.
-        reason = "media_truncated" if file.format == "FLAC" else "media_decode_error"
-        raise DecodeError(reason, f"{file.format}: {_message(error)}") from error
-    if len(frames) < count:
-        raise DecodeError(
-            "media_truncated", f"{file.format}: {start + len(frames)} of {file.frames} frames are there"
-        )
-    mono: NDArray[np.float32] = frames.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise DecodeError("audio_nonfinite", "samples are NaN or infinite")
-    return mono
-
-
-def _resample(mono: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    if from_hz == to_hz:
-        return mono
-    resampled: NDArray[np.float32] = soxr.resample(mono, from_hz, to_hz)
-    return resampled if len(resampled) else mono[:1]
-
-
-def _to_int16(mono: NDArray[np.float32]) -> NDArray[np.int16]:
-    peak = max(1.0, float(np.abs(mono).max()))
-    return np.rint(mono.astype(np.float64) * (_FULL_SCALE / peak)).astype(np.int16)
-
-
-def _encode(mono: NDArray[np.float32], from_hz: int, to_hz: int) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(
-        buffer, _to_int16(_resample(mono, from_hz, to_hz)), to_hz, format="FLAC", subtype="PCM_16"
-    )
-    return buffer.getvalue()
+def _unpacked(payload: memoryview, fitted: Fitted) -> NDArray[np.int16] | None:
+    """The samples of a value from ``unpack`` for these fitted values; None for any other value."""
+    raw = from_raw(payload)
+    if raw is None:
+        return None
+    samples, rate_hz = raw
+    fits = rate_hz == fitted.values["sample_rate_hz"] and len(samples) <= fitted.values["num_samples"]
+    return samples if fits else None
 
 
 def _hop(rate_hz: int, settings: AudioSettings) -> int:

@@ -2,13 +2,14 @@
 
 ``infer -> check -> fit`` when packing and before training; ``decode`` in reader threads (numpy, uint8 where it can be);
 ``transform`` on the device in batch; ``encoder`` to features [B, width]; ``render`` for reports. A modality knows
-nothing of datasets, Ray, other modalities or the model around it.
+nothing of datasets, Ray, other modalities or the model around it. ``unpack`` does the part of ``decode`` that no
+randomness touches, for a cache of decoded data.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -21,7 +22,7 @@ from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.settings import Settings
 
-__all__ = ["Decoded", "FieldSettings", "Fitted", "Modality", "decode_each", "media_share"]
+__all__ = ["Decoded", "FieldSettings", "Fitted", "Modality", "decode_each", "media_share", "replace_each"]
 
 
 class FieldSettings(Settings):
@@ -51,7 +52,8 @@ class Decoded:
         arrays: each with leading dimension n; rows that are missing or failed hold zeros.
         present: [n] bool; False where missing or failed.
         errors: row -> what was wrong. A record with an error is rejected, never treated as missing.
-        fallbacks: what took a slower decoder because the fast one refused it -> number of values.
+        fallbacks: how many values the fast decoder refused and a slower one took, by what happened, for example
+            ``{"jpeg: simplejpeg -> Pillow": 3}``.
     """
 
     arrays: Arrays
@@ -101,10 +103,11 @@ class Modality(ABC, Generic[S]):
         """
 
     def unpack(self, settings: S, fitted: Fitted, columns: Sequence[pa.Array]) -> list[pa.Array]:
-        """The columns with values decoded as far as no randomness is involved, for caching; by default unchanged.
+        """The columns with values decoded as far as no randomness is involved; by default unchanged.
 
-        :meth:`decode` takes them in the place of ``columns`` and gives exactly the same. Values that cannot be decoded
-        stay as they are.
+        :meth:`decode` takes them in place of ``columns`` and returns the same, to the bit, errors included: what cannot
+        be decoded stays as it is, nulls stay null. What stands in the values is private to the modality, its version
+        and these settings; :meth:`check` refuses it.
         """
         del settings, fitted
         return list(columns)
@@ -128,25 +131,64 @@ class Modality(ABC, Generic[S]):
 
 
 def decode_each(
-    column: pa.Array, decode_one: Callable[[int, bytes], None]
+    column: pa.Array, decode_one: Callable[[int, memoryview], None]
 ) -> tuple[NDArray[np.bool_], dict[int, DecodeError]]:
-    """Call ``decode_one(row, payload)`` for every value that is not null.
+    """Call ``decode_one(row, payload)`` for every value that is not null; payloads are views, nothing is copied.
 
     Returns:
         ``present`` [n], True where it succeeded, and per failed row its error.
     """
     present = np.zeros(len(column), dtype=np.bool_)
     errors: dict[int, DecodeError] = {}
-    for row, value in enumerate(column):
-        if not value.is_valid:
-            continue
+    for row, payload in _payloads(column):
         try:
-            decode_one(row, value.as_py())
+            decode_one(row, payload)
             present[row] = True
         except DecodeError as error:
             # A fresh error: the caught one's traceback would keep payload and pixels alive.
             errors[row] = DecodeError(*error.args)
     return present, errors
+
+
+def replace_each(
+    column: pa.Array, replace: Callable[[memoryview], Sequence[memoryview | bytes] | None]
+) -> pa.Array:
+    """The column as ``large_binary``, each value the parts that ``replace(payload)`` returns, joined.
+
+    Where it returns None or raises :class:`DecodeError` the value stays as it is, and so do nulls.
+    """
+    stream = pa.BufferOutputStream()
+    lengths = np.zeros(len(column) + 1, dtype=np.int64)
+    for row, payload in _payloads(column):
+        try:
+            parts = replace(payload)
+        except DecodeError:
+            parts = None
+        for part in (payload,) if parts is None else parts:
+            lengths[row + 1] += stream.write(part)
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    buffers = [np.packbits(valid, bitorder="little"), lengths.cumsum()]
+    return pa.Array.from_buffers(
+        pa.large_binary(), len(column), [*map(pa.py_buffer, buffers), stream.getvalue()]
+    )
+
+
+def _payloads(column: pa.Array) -> Iterator[tuple[int, memoryview]]:
+    """Row and bytes of every value that is not null, as views of the column's buffer."""
+    if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type):
+        column = column.cast(pa.large_binary())
+    if len(column) == 0:
+        return
+    _, offset_buffer, data_buffer = column.buffers()
+    kind = np.dtype(np.int32 if pa.types.is_binary(column.type) else np.int64)
+    start = column.offset * kind.itemsize
+    offsets = np.frombuffer(offset_buffer, kind, len(column) + 1, start).tolist()
+    # Decoders want unsigned bytes; a buffer of pyarrow shows itself as signed ones.
+    data = memoryview(b"" if data_buffer is None else data_buffer).cast("B")
+    valid = column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
+    for row in range(len(column)):
+        if valid is None or valid[row]:
+            yield row, data[offsets[row] : offsets[row + 1]]
 
 
 def media_share(sample: pa.Array, suffixes: frozenset[str], recognises: Callable[[bytes], bool]) -> float:
