@@ -228,7 +228,8 @@ def _limits(settings: AudioSettings) -> Limits:
 def _wanted(recording: Recording, fitted: Fitted) -> int:
     """Frames of the recording that the model sees."""
     num_samples: int = fitted.values["num_samples"]
-    return math.ceil(num_samples * recording.rate_hz / fitted.values["sample_rate_hz"])
+    rate_hz: int = fitted.values["sample_rate_hz"]
+    return math.ceil(num_samples * recording.rate_hz / rate_hz)
 
 
 def _wave(recording: Recording, fitted: Fitted, place: float) -> NDArray[np.int16]:
