@@ -168,7 +168,7 @@ class _Fetcher:
         return _Head(fs, path, payload) if len(payload) == _PIECE_BYTES else payload
 
     def _whole(self, value: str, head: _Head) -> bytes | DecodeError:
-        size = _size(head)
+        size = self._size(head)
         if size is not None and size > self.max_bytes:
             return self._too_large(value, size)
         stop = self.max_bytes + 1 if size is None else size
@@ -195,13 +195,23 @@ class _Fetcher:
         if isinstance(fs, LocalFileSystem):
             # Not past the end: a buffer of the full length would be made first.
             return bytes(fs.cat_file(path, start, min(stop, os.stat(path).st_size)))
-        timeout = {"timeout": self.limits.timeout_s} if fs.async_impl else {}
         try:
-            return bytes(self._retrying(fs.cat_file, path, start, stop, **timeout))
+            return bytes(self._retrying(fs.cat_file, path, start, stop, **self._timeout(fs)))
         except Exception as error:
             if _status(error) == _NOTHING_IN_RANGE:
                 return b""
             raise
+
+    def _size(self, head: _Head) -> int | None:
+        """The value's size, if the store tells."""
+        try:
+            size = head.fs.info(head.path, **self._timeout(head.fs)).get("size")
+        except Exception:  # it is only a question: reading shows what is wrong
+            return None
+        return None if size is None else int(size)
+
+    def _timeout(self, fs: AbstractFileSystem) -> dict[str, float]:
+        return {"timeout": self.limits.timeout_s} if fs.async_impl else {}
 
     @functools.cached_property
     def _retrying(self) -> tenacity.Retrying:
@@ -235,15 +245,6 @@ class _Fetcher:
 
 def _shown(value: str) -> str:
     return repr(value[:_SHOWN_CHARS])
-
-
-def _size(head: _Head) -> int | None:
-    """The value's size, if the store tells."""
-    try:
-        size = head.fs.info(head.path).get("size")
-    except Exception:  # it is only a question: reading shows what is wrong
-        return None
-    return None if size is None else int(size)
 
 
 def _status(error: BaseException) -> int | None:
