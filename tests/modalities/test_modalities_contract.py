@@ -164,7 +164,9 @@ def test_unpacked_values_decode_to_the_same(case: Case, train: bool) -> None:
     part = case.modality.unpack(case.settings, case.fitted, [column.slice(2, 4) for column in columns])
     assert [p.equals(u.slice(2, 4)) for p, u in zip(part, unpacked, strict=True)] == [True] * len(columns)
     for kind in columns:  # no rows at all
-        assert len(case.modality.unpack(case.settings, case.fitted, [kind.slice(0, 0)] * len(columns))[0]) == 0
+        assert (
+            len(case.modality.unpack(case.settings, case.fitted, [kind.slice(0, 0)] * len(columns))[0]) == 0
+        )
 
 
 def test_what_stands_in_unpacked_media_is_refused_from_outside(case: Case) -> None:
@@ -183,7 +185,9 @@ def test_what_stands_in_unpacked_media_is_refused_from_outside(case: Case) -> No
 def test_a_damaged_unpacked_value_is_an_error_of_its_row(case: Case) -> None:
     if not case.modality.is_media:
         return
-    values = case.modality.unpack(case.settings, case.fitted, case.sample.columns(case.sample.good))[0].to_pylist()
+    values = case.modality.unpack(case.settings, case.fitted, case.sample.columns(case.sample.good))[
+        0
+    ].to_pylist()
     for value in values:
         for broken in (value[:-1], value[:9], value[:20] + bytes(12) + value[32:], value + b"x"):
             decoded = case.modality.decode(case.settings, case.fitted, [pa.array([broken])], None)

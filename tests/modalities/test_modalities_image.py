@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import Fitted
+from xmodal_dist.modalities import pixels as px
 from xmodal_dist.modalities.image import MODALITY, ImageSettings
 from xmodal_dist.modalities.randomness import derive_keys
 
@@ -61,6 +62,20 @@ def test_resize_is_that_of_pillow(make_image: Callable[..., bytes]) -> None:
     payload = make_image("PNG", 90, 90)
     expected = Image.open(io.BytesIO(payload)).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.abs(_pixels(payload, 32).astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(100, 75), (75, 100), (500, 375), (64, 64), (90, 33)])
+def test_exact_pixels_are_those_of_pillow(make_image: Callable[..., bytes], size: tuple[int, int]) -> None:
+    side = min(size)
+    corner = [(s - side) // 2 for s in size]
+    for name in ("JPEG", "PNG"):
+        payload = make_image(name, *size, quality=92)
+        crop = Image.open(io.BytesIO(payload)).crop((*corner, corner[0] + side, corner[1] + side))
+        for out in (48, 64, 224):
+            expected = np.asarray(crop.resize((out, out), Image.Resampling.BILINEAR)).astype(int)
+            difference = np.abs(_pixels(payload, out) - expected)
+            assert difference.max() <= 2
+            assert (difference > 1).mean() <= 2e-4
 
 
 def test_transparency_is_flattened_on_white() -> None:
@@ -167,6 +182,85 @@ def test_centre_crop_in_evaluation_and_keyed_crop_in_training(make_image: Callab
         MODALITY.decode(fixed, fitted, [square], _keys(4)).arrays["pixels"],
         MODALITY.decode(fixed, fitted, [square], None).arrays["pixels"],
     )
+
+
+def _smooth(width: int, height: int, **options: Any) -> bytes:
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [127 + 100 * np.sin((9 + c) * x) * np.cos((8 - c) * y) for c in range(3)]
+    return _save(Image.fromarray(np.stack(waves, -1).astype(np.uint8)), "JPEG", quality=92, **options)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("size", [(1300, 901), (560, 720), (190, 160), (80, 60)])
+def test_fast_pixels_are_nearly_the_exact_ones(size: tuple[int, int], train: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    column = pa.array([_smooth(*size), _smooth(*size, exif=exif)] * 8)
+    keys = _keys(16) if train else None
+    fitted = Fitted({"size_px": 64})
+    exact, fast = (
+        MODALITY.decode(ImageSettings(decode=mode), fitted, [column], keys).arrays["pixels"].astype(int)
+        for mode in ("exact", "fast")
+    )
+    assert np.abs(exact - fast).max() <= 12
+    assert np.abs(exact - fast).mean() <= 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    size=st.integers(8, 40),
+    scale_min=st.floats(0.05, 1),
+    ratio_max=st.floats(1, 4),
+)
+def test_unpacked_images_decode_to_the_same_and_no_crop_is_enlarged(
+    width: int, height: int, size: int, scale_min: float, ratio_max: float
+) -> None:
+    payload = _smooth(width, height)
+    fitted, keys = Fitted({"size_px": size}), _keys(3)
+    for mode in ("exact", "fast"):
+        options = ImageSettings(decode=mode, crop_scale_min=scale_min, crop_ratio_max=ratio_max)
+        columns = [pa.array([payload] * 3)]
+        unpacked = MODALITY.unpack(options, fitted, columns)
+        for k in (None, keys):
+            whole = MODALITY.decode(options, fitted, columns, k)
+            again = MODALITY.decode(options, fitted, unpacked, k)
+            np.testing.assert_array_equal(whole.arrays["pixels"], again.arrays["pixels"])
+            assert again.present.all()
+        picture = px.from_raw(unpacked[0][0].as_py())
+        if picture is None:  # too large to be worth it
+            assert unpacked[0].to_pylist() == columns[0].to_pylist()
+            assert height * width > 8 * size**2
+        elif picture.pixels.shape[:2] != (height, width):
+            assert mode == "fast"
+            assert min(picture.pixels.shape[:2]) * np.sqrt(scale_min / ratio_max) >= size
+
+
+def test_pixels_unpacked_for_other_settings_are_refused() -> None:
+    columns, fitted = [pa.array([_smooth(400, 300)])], Fitted({"size_px": 64})
+    fast = MODALITY.unpack(ImageSettings(decode="fast"), fitted, columns)
+    decoded = MODALITY.decode(ImageSettings(), fitted, fast, None)
+    assert decoded.errors[0].reason == "media_unrecognised"
+
+
+def test_fallbacks_are_counted(make_image: Callable[..., bytes]) -> None:
+    cmyk = _save(Image.new("CMYK", (16, 16)), "JPEG")
+    columns = [pa.array([cmyk, make_image("JPEG"), None, b"broken", cmyk, make_image("PNG")])]
+    fitted = Fitted({"size_px": 16})
+    expected = {"jpeg: simplejpeg -> Pillow": 2}
+    assert MODALITY.decode(ImageSettings(), fitted, columns, None).fallbacks == expected
+    unpacked = MODALITY.unpack(ImageSettings(), fitted, columns)
+    assert unpacked != columns
+    assert MODALITY.decode(ImageSettings(), fitted, unpacked, None).fallbacks == expected
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_turned_images_one_pixel_wide(make_image: Callable[..., bytes], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for size in ((1, 1), (1, 9), (9, 1)):
+        assert _pixels(make_image("JPEG", *size, exif=exif), 16).any()
 
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 1), 28), ((1, 300), 28), ((50, 30), 32), ((400, 500), 224)])

@@ -248,7 +248,7 @@ def _message(error: Exception) -> str:
 
 def _read(file: soundfile.SoundFile, start: int, count: int) -> Any:
     try:
-        if start:
+        if file.tell() != start:
             file.seek(start)
         return file.read(count, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
