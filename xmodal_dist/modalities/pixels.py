@@ -280,7 +280,7 @@ def _open(payload: Payload, name: str, limits: Limits) -> Image.Image:
 
 
 def _check_png(payload: Payload) -> None:
-    """Hold every chunk against its checksum: Pillow decodes damaged pixels without a word (as ISO/IEC 15948, 5.3)."""
+    """Hold every chunk against its checksum: Pillow decodes damaged pixels without a word (ISO/IEC 15948, 5.3)."""
     at = 8
     while (name := bytes(payload[at + 4 : at + 8])) != b"IEND":
         end = at + 8 + int.from_bytes(payload[at : at + 4], "big")
