@@ -101,15 +101,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cores_of(logical_cpus: float, machines: Mapping[str, int]) -> float:
-    """CPU cores that a job can really use: what it holds of Ray's logical CPUs, which may be more than there are.
+def cores_of(machines: Mapping[str, int], remote_cpus: float | None) -> float:
+    """CPU cores that a job's workers and readers can use together.
 
     Args:
-        logical_cpus: CPUs that its workers and readers hold together.
-        machines: usable cores of each machine that workers run on, by host name. Of machines that hold readers alone
-            nothing is known; with such ones in the cluster the logical CPUs count.
+        machines: usable cores of each machine that workers run on, by host name.
+        remote_cpus: Ray's logical CPUs that workers and readers hold together, where Ray tasks read; None where readers
+            are threads of the workers. Of machines that hold readers alone nothing else is known.
     """
+    own = float(sum(machines.values()))
+    if remote_cpus is None:
+        return own
     import ray
 
     alive = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return min(logical_cpus, sum(machines.values())) if alive <= len(machines) else logical_cpus
+    return min(own, remote_cpus) if alive <= len(machines) else remote_cpus

@@ -140,6 +140,7 @@ def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
     assert goodput["bound"]["limit"] in {"cores", "loops"} and goodput["bound"]["cores"] <= 4
     assert 0 < goodput["share_of_bound"] < 1
     assert goodput["steady"]["records"] == EPOCHS * 120 - 12, "all but the first step"
+    assert goodput["reading"]["rows_local"] >= EPOCHS * (120 + 15)
     assert goodput["first_batch_s"] > goodput["epoch_gap_s"] >= 0
     epochs = [line for line in read_metrics(alone.run) if line["event"] == "epoch"]
     assert all(line["records_per_s"] > 0 and line["wait_for_data_s"] >= 0 for line in epochs)

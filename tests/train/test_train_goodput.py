@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal_dist.train.goodput import Figures, RankTiming, Stopwatch, epoch_figures, summarise
+from xmodal_dist.train.goodput import epoch_figures, summarise
+from xmodal_dist.train.stopwatch import Figures, RankTiming, Stopwatch
 
 
 def _rank(total: Figures, steady: Figures, sampled: Figures | None = None) -> RankTiming:
-    return RankTiming(total, steady, sampled or Figures(), 0.5, 0.1, "host", 4, 1)
+    reading = Counter(rows_local=steady.records)
+    return RankTiming(total, steady, Figures(), sampled or Figures(), reading, 0.5, 0.1, "host", 4, 1)
 
 
 def _loop(watch: Stopwatch, steps: int, forward_s: float = 0.0) -> None:

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xmodal_dist.train.goodput import Stopwatch
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
+from xmodal_dist.train.stopwatch import Stopwatch
 
 LANES, ROWS_PER_LANE = 8, 3
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from xmodal_dist.dataset.order import WELL_MIXED
 from xmodal_dist.report import plots
 from xmodal_dist.report.evaluation import sections
 from xmodal_dist.report.page import Bar, Card, bars, flatten, number, percent, score, seconds
@@ -106,7 +107,7 @@ def _cards(
 
 
 def _speed_cards(goodput: Mapping[str, Any]) -> list[Card]:
-    """How near the bound the run was, and how long readers took to begin; what was not measured is left out."""
+    """How near the bound the run was, how long readers took, how well they mixed; what was not measured is left out."""
     cards = []
     if goodput.get("share_of_bound") is not None:
         bound = goodput["bound"]
@@ -115,6 +116,12 @@ def _speed_cards(goodput: Mapping[str, Any]) -> list[Card]:
     if goodput.get("first_batch_s") is not None:
         note = f"first batch after {seconds(goodput['first_batch_s'])}"
         cards.append(Card("Gap between epochs", seconds(goodput["epoch_gap_s"]), note))
+    if order := goodput.get("order"):
+        mixing, note = (
+            order["label_mixing"],
+            f"label entropy of {order['batches']:,} batches against uniform draws",
+        )
+        cards.append(Card("Shuffle", percent(mixing, 0), note, tone="bad" if mixing < WELL_MIXED else ""))
     return cards
 
 

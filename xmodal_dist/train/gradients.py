@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xmodal_dist.train.goodput import Stopwatch
+from xmodal_dist.train.stopwatch import Stopwatch
 
 __all__ = ["accumulate", "accumulate_by_lane", "pieces"]
 

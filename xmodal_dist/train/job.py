@@ -9,6 +9,7 @@ from typing import Any
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest
+from xmodal_dist.dataset.order import OrderQuality
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.chunks import Schedule
@@ -35,6 +36,7 @@ class TrainJob:
         reader_cpus: CPUs for the Ray Data tasks of each worker.
         use_gpu: whether each worker has a GPU.
         started_s: time.time() of the command, for the start-up share.
+        order: how well mixed its batches are; None before that is measured.
     """
 
     run: str
@@ -48,6 +50,7 @@ class TrainJob:
     reader_cpus: float
     use_gpu: bool
     started_s: float
+    order: OrderQuality | None = None
 
     @property
     def checkpoints(self) -> str:

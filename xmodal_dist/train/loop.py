@@ -35,11 +35,12 @@ from xmodal_dist.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from xmodal_dist.train.goodput import RankTiming, Stopwatch, epoch_figures, summarise
+from xmodal_dist.train.goodput import epoch_figures, summarise
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
 from xmodal_dist.train.step import StepSums, optimizer_step
+from xmodal_dist.train.stopwatch import RankTiming, Stopwatch
 
 __all__ = ["train_worker"]
 
@@ -175,7 +176,7 @@ class _Worker:
         """This rank's share of every global step from where the run is, train and val in turn, without end."""
         for step in stream_steps(self.reader, self._chunks(), self.job.pipeline, self._readers()):
             self.rejected.extend(step.rejected)
-            self.watch.now.cpu_s["reading"] += step.cpu_s
+            self.watch.handed(step)
             self.reader_cpu_s += step.cpu_s if step.placement == "ray" else 0.0
             yield step.records.to_batch()
 
@@ -289,10 +290,12 @@ class _Worker:
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
         bundle = Bundle(job.specs, job.manifest.classes, job.model, self.model, metrics, origin)
         fingerprint = save_bundle(job.bundle, bundle)
-        cores = runtime.cores_of(
-            (job.worker_cpus + job.reader_cpus) * len(ranks), {r.machine: r.cores for r in ranks}
-        )
+        tasks_cpus = (job.worker_cpus + job.reader_cpus) * len(ranks)
+        tasks_read = any(rank.reading["rows_ray"] for rank in ranks)
+        cores = runtime.cores_of({r.machine: r.cores for r in ranks}, tasks_cpus if tasks_read else None)
         goodput = summarise(ranks, time.time() - job.started_s, self.records, cpu_s, cores)
+        if job.order is not None:
+            goodput["order"] = {name: round(value, 4) for name, value in job.order._asdict().items()}
         self.log.document("goodput.json", goodput)
         counts = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "records": self.records}
         return {"fingerprint": fingerprint, **counts, **progress.best_metrics}

@@ -11,9 +11,9 @@ from torch import nn
 from xmodal_dist.batch import Batch
 from xmodal_dist.modalities.fields import transform
 from xmodal_dist.model.losses import LossSum, classification_loss
-from xmodal_dist.train.goodput import Stopwatch
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 from xmodal_dist.train.job import TrainJob
+from xmodal_dist.train.stopwatch import Stopwatch
 
 __all__ = ["OneStep", "StepSums", "optimizer_step"]
 
