@@ -138,7 +138,17 @@ def test_sizes_that_do_not_fit_name_the_setting_to_change() -> None:
         TrainSettings().check(9, 128)
 
 
+def test_an_elastic_run_needs_a_most_and_a_least_that_fit() -> None:
+    with pytest.raises(UsageError, match=r"min_workers=2 needs train\.num_workers"):
+        TrainSettings(min_workers=2).check(4, 128)
+    with pytest.raises(UsageError, match=r"min_workers=5 is more than train\.num_workers=4"):
+        TrainSettings(min_workers=5, num_workers=4).check(4, 128)
+    with pytest.raises(UsageError, match=r"set train\.lanes to 9 or more"):
+        TrainSettings(min_workers=2, num_workers=9).check(9, 128)
+    TrainSettings(min_workers=1, num_workers=4).check(4, 128)
+
+
 def test_only_settings_that_change_the_result_belong_to_the_identity() -> None:
     base = TrainSettings().identity()
-    assert TrainSettings(num_workers=7, max_failures=0, keep_checkpoints=5).identity() == base
+    assert TrainSettings(num_workers=7, min_workers=2, max_failures=0, keep_checkpoints=5).identity() == base
     assert TrainSettings(seed=1).identity() != base

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from xmodal_dist import runtime, storage
@@ -19,6 +21,7 @@ from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import read_metrics
 from xmodal_dist.train.loop import train_worker
+from xmodal_dist.train.order import measure_order, order_warning
 from xmodal_dist.train.progress import show_progress
 from xmodal_dist.train.settings import TrainSettings
 
@@ -66,14 +69,20 @@ def launch(
     if not manifest.split_shards("train"):
         raise DataError(f"{dataset} has no training records")
     specs = fit_fields(dataset, manifest, fields, train.fit_rows)
-    use_gpu, num_workers = _workers(train.num_workers)
+    use_gpu, num_workers = _workers(train)
     train.check(num_workers, pipeline.window_rows)
-    placement = runtime.plan_placement(_cluster("CPU"), num_workers)
+    if train.min_workers is not None and not use_gpu:
+        pipeline = _reads_by_itself(pipeline)
+    placement = _placement(train, use_gpu, num_workers)
     job = TrainJob(
         run, dataset, manifest, specs, model, train, pipeline,
         placement.worker_cpus, placement.reader_cpus, use_gpu, started_s,
     )  # fmt: skip
     _claim(job, resume)
+    order = measure_order(dataset, job.reader().schedule)
+    job = replace(job, order=order)
+    if warning := order_warning(order, pipeline.window_rows):
+        print(warning, file=sys.stderr)
     with _watched(run):
         metrics = _fit(job, num_workers)
     return TrainResult(run, job.bundle, metrics)
@@ -85,13 +94,18 @@ def _fit(job: TrainJob, num_workers: int) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    least = job.train.min_workers
+    workers: Any = num_workers if least is None else (least, num_workers)
     resources = {"CPU": job.worker_cpus, **({"GPU": 1} if job.use_gpu else {})}
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         torch_config=TorchConfig(timeout_s=job.train.collective_timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=job.use_gpu, resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=job.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=job.train.resize_interval_s,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
             # A name of its own for each launch: which checkpoint to go on from is ours to decide, not Ray's.
@@ -125,12 +139,38 @@ def _cause(error: Exception) -> XmodalError:
     return RunAgainError(f"training stopped: {first}. The same command with --resume continues it")
 
 
-def _workers(asked: int | None) -> tuple[bool, int]:
-    """Whether workers get GPUs, and how many workers."""
-    gpus = int(_cluster("GPU"))
+def _workers(train: TrainSettings) -> tuple[bool, int]:
+    """Whether workers get GPUs, and how many workers, at most if their number may change."""
+    gpus, asked = int(_cluster("GPU")), train.num_workers
     if asked is None:
         return (True, gpus) if gpus else (False, 2)
-    return gpus >= asked, asked
+    return gpus >= (train.min_workers or asked), asked
+
+
+def _placement(train: TrainSettings, use_gpu: bool, num_workers: int) -> runtime.Placement:
+    """CPUs of each worker and its readers."""
+    cpus = _cluster("CPU")
+    if train.min_workers is None:
+        return runtime.plan_placement(cpus, num_workers)
+    if use_gpu:
+        return runtime.plan_placement(cpus, min(int(_cluster("GPU")), num_workers))
+    if cpus < train.min_workers:
+        raise UsageError(
+            f"train.min_workers={train.min_workers}, but the cluster has only {cpus:g} CPUs now; "
+            f"lower it, or start more nodes first"
+        )
+    # Whole CPUs: Ray counts the workers that a node can hold by dividing, and parts of one would crowd the first node.
+    return runtime.Placement(1.0, 0.0)
+
+
+def _reads_by_itself(pipeline: PipelineSettings) -> PipelineSettings:
+    """Elastic workers on CPUs may take up every CPU of the cluster, so that no Ray Data task could ever start."""
+    if pipeline.placement == "ray":
+        raise UsageError(
+            "train.min_workers on CPUs needs pipeline.placement=local (or auto): workers may take all CPUs, and tasks "
+            "that read would wait for ever"
+        )
+    return pipeline.model_copy(update={"placement": "local"})
 
 
 def _cluster(resource: str) -> float:

@@ -12,8 +12,8 @@ from xmodal_dist.settings import Settings
 __all__ = ["TrainSettings"]
 
 _NOT_RESULT_CHANGING = {
-    "num_workers", "max_failures", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
-    "micro_batch_rows", "collective_timeout_s",
+    "num_workers", "min_workers", "resize_interval_s", "max_failures", "checkpoint_every_steps", "keep_checkpoints",
+    "log_every_steps", "micro_batch_rows", "collective_timeout_s",
 }  # fmt: skip
 
 
@@ -22,6 +22,11 @@ class TrainSettings(Settings):
 
     Attributes:
         num_workers: DDP workers; None takes one per GPU, or 2 on CPUs.
+        min_workers: makes the run elastic: it starts with as many workers as the cluster can hold now, from this number
+            to ``num_workers``, and goes on with fewer or more as nodes leave or join, from the newest checkpoint; below
+            this number it waits for nodes. None keeps ``num_workers``. On CPUs each worker then takes a whole one, and
+            reads by itself (``pipeline.placement: local``).
+        resize_interval_s: an elastic run looks for room for more workers at most so often.
         seed: seed of the order of records, of augmentation, dropout and initial weights.
         epochs: passes over the train split.
         batch_size: records in one optimizer step, over all workers; a multiple of ``lanes``.
@@ -50,6 +55,8 @@ class TrainSettings(Settings):
     """
 
     num_workers: int | None = Field(default=None, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    resize_interval_s: float = Field(default=60.0, gt=0)
     seed: int = 0
     epochs: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -84,6 +91,14 @@ class TrainSettings(Settings):
             raise UsageError(
                 f"{num_workers} workers need at least as many lanes; set train.lanes to {num_workers} or more "
                 f"(now {self.lanes}) and train.batch_size to a multiple of it"
+            )
+        if self.min_workers is not None and self.num_workers is None:
+            raise UsageError(
+                f"train.min_workers={self.min_workers} needs train.num_workers, the most that the run may grow to"
+            )
+        if self.min_workers is not None and self.min_workers > num_workers:
+            raise UsageError(
+                f"train.min_workers={self.min_workers} is more than train.num_workers={num_workers}; change either"
             )
         if window_rows < 1:
             raise UsageError(f"pipeline.window_rows={window_rows} must be at least 1")
