@@ -49,13 +49,12 @@ def test_the_stages_add_up_to_the_wall_time_and_the_longest_is_named() -> None:
 
 def test_the_bound_on_cpus_is_what_the_cores_allow() -> None:
     """2 ranks, each 100 records in 2 s: 5 ms of reading and 5 ms of network a record, on 2 cores: at most 200/s."""
-    steady = Figures(
-        wall_s=2.5, records=100, seconds={"checkpoint": 0.5}, cpu_s={"reading": 0.5, "forward": 0.5}
-    )
+    seconds = {"checkpoint": 0.5, "forward": 1.0}
+    steady = Figures(wall_s=2.5, records=100, seconds=seconds, cpu_s={"reading": 0.5, "forward": 0.5})
     found = summarise([_rank(Figures(), steady)] * 2, 10.0, 200, 2.0, 2)
     assert found["bound"]["limits"] == {"cores": 200.0, "loops": 400.0} and found["bound"]["limit"] == "cores"
     assert found["steady"]["records_per_s"] == 100.0 and found["share_of_bound"] == 0.5
-    assert "50% of its bound" in found["binding_stage"]
+    assert found["steady"]["loop_on_cpu"] == 0.5 and "50% of its bound" in found["binding_stage"]
 
 
 def test_a_single_loop_that_leaves_cores_idle_is_told_to_take_more_workers() -> None:

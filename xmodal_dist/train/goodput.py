@@ -40,8 +40,8 @@ _IDLE_CORES = "the network sets the pace while cores are idle: raise train.num_w
 
 _SENTENCES = {
     "start_up": "start-up took most of the time: the run is short; more epochs or data would not cost in proportion",
-    "restarts": "restarts took most of the time: see why workers were lost, and set train.checkpoint_every_steps "
-    "lower so that less is repeated",
+    "restarts": "restarts took most of the time: see why workers were lost or came and went, and set "
+    "train.checkpoint_every_steps lower so that less is repeated",
     "wait_for_data": "reading was the bottleneck: add CPUs for readers, set pipeline.cache_dir so that "
     "later epochs do not decode, or pack media smaller",
     "host_to_device": "copies to the device were the bottleneck: make inputs smaller",
@@ -90,7 +90,9 @@ def summarise(
     Returns:
         Figures and, in ``binding_stage``, what they mean. ``stages_s`` are means over ranks and add up to ``wall_s``;
         ``steady`` is the training of epochs without start-up, evaluation and checkpoints, ``bound`` and
-        ``share_of_bound`` what the module's text defines, None where there was too little to measure.
+        ``share_of_bound`` what the module's text defines, None where there was too little to measure. ``loop_on_cpu``
+        is the share of the time of forward, backward and so on in which the loop's thread ran: below 1 where it gave
+        way to readers or to other programs on its core, or waited for an accelerator.
     """
     stages = _mean([_seconds(rank, wall_s) for rank in ranks])
     stages = {name: round(stages.get(name, 0.0), 3) for name in _STAGES[:-1]}
@@ -112,6 +114,7 @@ def summarise(
             "records": sum(figures.records for figures in steady),
             "records_per_s": None if rate is None else round(rate, 1),
             "cpu_s_per_record": {name: round(value, 7) for name, value in _costs(ranks).items()},
+            "loop_on_cpu": _on_cpu(steady),
         },
         "bound": {
             "records_per_s": None if limit is None else round(limits[limit], 1),
@@ -182,6 +185,14 @@ def _costs(ranks: Sequence[RankTiming]) -> dict[str, float]:
         for name, figures in parts.items()
         if records[name]
     }
+
+
+def _on_cpu(ranks: Sequence[Figures]) -> float | None:
+    wall_s, cpu_s = (
+        sum(stages.get(name, 0.0) for stages in clock for name in _LOOP_STAGES)
+        for clock in ([r.seconds for r in ranks], [r.cpu_s for r in ranks])
+    )
+    return round(cpu_s / wall_s, 4) if wall_s else None
 
 
 def _limits(ranks: Sequence[RankTiming], cores: float) -> dict[str, float]:
