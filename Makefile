@@ -1,6 +1,7 @@
 # make demo   install and run the main job on an embedded dataset: pack, train, evaluate, score
 # make test   install, lint, types, import contract, all tests
-# Both start from nothing: a Python with its venv module is all they need. Installing again happens only when
+# make bench  side-by-side benchmarks against the peers, which get an environment of their own; make bench ONLY=b1
+# All start from nothing: a Python with its venv module is all they need. Installing again happens only when
 # pyproject.toml changes; code changes never need it.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(shell command -v $(name))))
@@ -8,9 +9,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3,$(
 TORCH ?= torch==2.13.0
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# Daft needs an older Ray and PyArrow than ours. Without aiohttp, Ray Data's own threads trip over each other's import.
+PEERS_VENV := .venv-peers
+PEERS := pillow webdataset daft "ray[data]<2.60" numpy "pyarrow<26" aiohttp
+PEERS_INSTALLED := $(PEERS_VENV)/.installed
 SECONDS_NOW := date +%s
 
-.PHONY: demo test lint format types venv clean
+.PHONY: demo test bench lint format types venv clean
 
 demo: $(INSTALLED)
 	@start=$$($(SECONDS_NOW)); $(VENV)/bin/xmodal demo \
@@ -20,6 +25,10 @@ test: START := $(shell date +%s)
 test: lint types
 	@echo "make test: $$(( $$($(SECONDS_NOW)) - $(START) )) s for installation, lint and types; now the tests"
 	@$(VENV)/bin/python -m pytest
+
+# The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
+bench: $(INSTALLED) $(PEERS_INSTALLED)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks --peers-python $(PEERS_VENV)/bin/python $(BENCH_OPTIONS) $(ONLY)
 
 lint: $(INSTALLED)
 	@$(VENV)/bin/ruff check --quiet . && echo "ruff check: ok"
@@ -43,6 +52,12 @@ $(INSTALLED): pyproject.toml
 	echo "  xmodal-dist with its dependencies"; $(VENV)/bin/python -m pip install --quiet --quiet --editable ".[dev]"; \
 	touch $@; echo "installed in $$(( $$($(SECONDS_NOW)) - start )) s"
 
+$(PEERS_INSTALLED): Makefile
+	@test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	@echo "installing the benchmarks' peers into $(PEERS_VENV)" >&2; set -e; \
+	$(PEERS_VENV)/bin/python -m pip install --quiet --quiet "$(TORCH)" >&2; \
+	$(PEERS_VENV)/bin/python -m pip install --quiet --quiet $(PEERS) >&2; touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist runs
+	rm -rf $(VENV) $(PEERS_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

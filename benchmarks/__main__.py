@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none runs all")
     parser.add_argument("--rows", type=int, help="records of the data, instead of the benchmark's own number")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--cache", type=Path, default=REPOSITORY / ".bench", help="folder of the generated data")
+    parser.add_argument(
+        "--cache", type=Path, default=REPOSITORY / ".bench", help="folder of the generated data"
+    )
     parser.add_argument(
         "--peers-python",
         type=Path,

@@ -1,10 +1,11 @@
 """B1, image ingest: JPEGs in Parquet to batches of 64 squares of 224 px.
 
-The centre square of each image is cropped, then resized with antialiasing as Pillow's ``resize(BILINEAR)`` does. (Its
-``resize(box=...)`` is something else: it blends in pixels from outside the box at the edges.) Every side hands over batches in one of two endings: ``float32``, normalised on the CPU as users of the peers do it, and ``uint8``,
-which stops before that, so that only reading, decoding and moving are compared. Ours hands uint8 to the device and
-normalises there; the goals hold our uint8 against their float32. A third variant of ours, ``float32``, normalises whole
-batches on the CPU, so that both sides hand over the same tensors.
+The centre square of each image is cropped, then resized with antialiasing, as Pillow's ``resize(BILINEAR)`` does. (Its
+``resize(box=...)`` is something else: at the edges it blends in pixels from outside the box.) Every side hands over
+batches in one of two endings: ``float32``, normalised on the CPU as users of the peers do it, and ``uint8``, which
+stops before that, so that only reading, decoding and moving are compared. Ours hands uint8 to the device and
+normalises there; the goals hold our uint8 against their float32. Our own ``float32`` ending normalises whole batches
+on the CPU, so that both sides hand over the same tensors.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def run(options: Options) -> list[Figure]:
     rows = options.rows or _ROWS
     images = generate_images(options.cache, rows, _SIZE)
     tars = tar_images(options.cache, images)
-    variants = _variants(packed_images(options.cache, images, None), packed_images(options.cache, images, 256))
+    variants = _variants(
+        packed_images(options.cache, images, None), packed_images(options.cache, images, 256)
+    )
     warm_rows = rows // NUM_SHARDS * 2
     common = {"shards": images.shards, "tars": tars, "size": list(_SIZE), "warm_rows": warm_rows}
     common |= {"endings": _ENDINGS, "keep": None}
@@ -90,7 +93,11 @@ def run(options: Options) -> list[Figure]:
         own = runs[variant.name]
         for peer in _PEERS:
             other = runs[peer]
-            notes = {"data": images.digest, "pixels": differences[variant.name], "peer_pixels": differences[peer]}
+            notes = {
+                "data": images.digest,
+                "pixels": differences[variant.name],
+                "peer_pixels": differences[peer],
+            }
             for ending, theirs in (("uint8", "float32"), ("uint8", "uint8"), ("float32", "float32")):
                 goal = variant.goals[peer] if (ending, theirs) == ("uint8", "float32") else None
                 name = f"b1 {variant.name}, {ending} vs {peer}, {theirs}"

@@ -28,6 +28,8 @@ __all__ = [
     "generate_images",
     "once",
     "packed_images",
+    "packed_table",
+    "repeat_images",
     "tar_images",
 ]
 
@@ -201,3 +203,48 @@ def packed_images(cache: Path, images: ImageData, max_image_side_px: int | None)
 
     once(folder, {"version": 1, "of": images.digest, "max_image_side_px": max_image_side_px}, make)
     return str(folder)
+
+
+def packed_table(cache: Path, rows: int, row_groups: int) -> str:
+    """Tiny rows (three numbers, a short category, a label) in row groups of equal size, packed; the dataset's path."""
+    from xmodal_dist.dataset.schema import parse_field
+    from xmodal_dist.ingest.pack import PackSettings, pack
+
+    folder = cache / f"table-{rows}x{row_groups}-packed"
+
+    def make(target: Path) -> None:
+        say(f"packing {folder}")
+        rng = np.random.default_rng(rows)
+        columns = {
+            "id": pa.array([f"r{row:07d}" for row in range(rows)]),
+            **{name: pa.array(rng.normal(size=rows)) for name in ("height", "width", "mass")},
+            "colour": pa.array(rng.choice(_WORDS, rows)),
+            "label": pa.array(rng.choice(CLASSES, rows)),
+        }
+        source = target.with_name(target.name + "-source.parquet")
+        pq.write_table(pa.table(columns), source)
+        settings = PackSettings(
+            split_ratio=(1.0, 0.0, 0.0), rows_per_row_group=rows // row_groups, row_group_bytes=1 << 30
+        )
+        fields = [parse_field("row=tabular:height,width,mass,colour")]
+        pack(str(source), str(target), fields=fields, settings=settings, overwrite=True)
+        source.unlink()
+
+    once(folder, {"version": 1, "rows": rows, "row_groups": row_groups}, make)
+    return str(folder)
+
+
+def repeat_images(cache: Path, images: ImageData, times: int) -> ImageData:
+    """A dataset of the same images several times over, each time with ids of their own."""
+    folder = cache / f"{images.folder.name}-times-{times}"
+
+    def make(target: Path) -> None:
+        for number in range(times):
+            for path in images.shards:
+                table = pq.read_table(path)
+                names = pa.array([f"{name}-{number}" for name in table["id"].to_pylist()])
+                target_path = target / f"shard-{number:02d}-{Path(path).stem[-2:]}.parquet"
+                pq.write_table(table.set_column(0, "id", names), target_path, compression="none")
+
+    digest = once(folder, {"version": 1, "of": images.digest, "times": times}, make)
+    return ImageData(folder, images.rows * times, digest)

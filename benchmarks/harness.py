@@ -82,12 +82,14 @@ class Side:
         module: dotted name, run with ``python -m``; it speaks ``protocol.py``.
         request: what it is asked, JSON.
         peer: whether it runs in the peers' environment instead of the project's.
+        sample_every_s: how often its memory is read.
     """
 
     name: str
     module: str
     request: dict[str, Any]
     peer: bool = False
+    sample_every_s: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def run_side(side: Side, options: Options) -> Run:
         os.close(to_harness)
         os.close(from_harness)
         try:
-            run = _listen(process, messages, to_side, options.timeout_s)
+            run = _listen(process, messages, to_side, side.sample_every_s, options.timeout_s)
         finally:
             os.close(to_side)
         if run is None:
@@ -210,7 +212,11 @@ def run_side(side: Side, options: Options) -> Run:
 
 
 def _listen(
-    process: subprocess.Popen[bytes], messages: IO[str], to_side: int, timeout_s: float
+    process: subprocess.Popen[bytes],
+    messages: IO[str],
+    to_side: int,
+    sample_every_s: float,
+    timeout_s: float,
 ) -> Run | None:
     """Follow one run to its result, then end its process tree; None if it ended before."""
     tree = ProcessTree(process.pid)
@@ -218,7 +224,7 @@ def _listen(
     began_cpu_s = began_s = 0.0
     timer = _kill_after(process, timeout_s)
     try:
-        with tree.watched():
+        with tree.watched(sample_every_s):
             for line in messages:
                 now_s = time.perf_counter()
                 message = json.loads(line)

@@ -74,10 +74,10 @@ def serve_batches(
     start_pass = prepare(asked)
     ids: dict[str, list[str]] = {}
     for ending in asked["endings"]:
-        warm = list(start_pass(ending, True)) if asked["keep"] else _drain(start_pass(ending, True))
         if asked["keep"]:
-            _save(f"{asked['keep']}.{ending}.npz", warm)
+            _save(f"{asked['keep']}.{ending}.npz", list(start_pass(ending, True)))
             continue
+        _drain(start_pass(ending, True))
         with measured(ending):
             ids[ending] = _drain(start_pass(ending, False))
     finish({"ids": ids})

@@ -40,7 +40,13 @@ def to_normalised(row: dict[str, Any]) -> dict[str, Any]:
 
 def prepare(asked: dict[str, Any]) -> Any:
     """One Ray for all passes; its workers stay warm between them."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def start_pass(ending: str, warm: bool) -> Iterator[tuple[Any, Any]]:

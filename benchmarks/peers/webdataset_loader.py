@@ -53,8 +53,7 @@ def prepare(asked: dict[str, Any]) -> Any:
             loaders[ending] = wds.WebLoader(
                 dataset, batch_size=None, num_workers=NUM_WORKERS, persistent_workers=True
             )
-        for names, pixels in loaders[ending]:
-            yield names, pixels
+        yield from loaders[ending]
 
     return start_pass
 

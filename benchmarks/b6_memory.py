@@ -1,0 +1,89 @@
+"""B6, memory: a dataset 1, 4 and 16 times as large, a consumer that takes steps as they come and one that is slow.
+
+The figure is the growth of the peak memory of the whole process tree, shared memory and object store included, from
+the smallest dataset to the largest; nothing may have been spilled to disk. The smallest is several times as large as
+the read-ahead, so that its buffers fill too.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.data import generate_images, packed_images, repeat_images
+from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
+
+__all__ = ["run"]
+
+_ROWS = 1024
+_TIMES = (1, 4, 16)
+_IMAGE_SIZE = (160, 120)
+_SIZE_PX = 224
+_BATCH_SIZE = 64
+_PREFETCH_BYTES = 32 << 20
+"""A fifth of the smallest dataset when decoded."""
+_CONSUMERS = {"fast consumer": 0.0, "slow consumer": 0.1}
+_MAX_GROWTH_PERCENT = 5.0
+_MAX_ROUNDS = 3
+
+
+def run(options: Options) -> list[Figure]:
+    """Both placements, both consumers."""
+    rows = options.rows or _ROWS
+    images = generate_images(options.cache, rows, _IMAGE_SIZE)
+    datasets = {
+        times: packed_images(options.cache, repeat_images(options.cache, images, times), None)
+        for times in _TIMES
+    }
+    common = {"size_px": _SIZE_PX, "batch_size": _BATCH_SIZE, "prefetch_bytes": _PREFETCH_BYTES}
+    sides = [
+        Side(
+            f"{placement}, {consumer}, {times}x",
+            "benchmarks.ours.paced",
+            {**common, "placement": placement, "sleep_s": sleep_s, "dataset": datasets[times]},
+            sample_every_s=0.05,
+        )
+        for placement in ("local", "ray")
+        for consumer, sleep_s in _CONSUMERS.items()
+        for times in _TIMES
+    ]
+
+    def check(side: Side, done: Run) -> None:
+        times = int(side.name.rsplit(" ", 1)[1].removesuffix("x"))
+        require(done.result["rows"] == rows * times, f"{side.name}: {done.result['rows']} rows")
+
+    rounds = Options(options.cache, options.peers_python, min(options.pairs, _MAX_ROUNDS))
+    runs = run_rounds(sides, rounds, check)
+    return [
+        _growth(f"{placement}, {consumer}", runs, rows)
+        for placement in ("local", "ray")
+        for consumer in _CONSUMERS
+    ]
+
+
+def _growth(name: str, runs: dict[str, list[Run]], rows: int) -> Figure:
+    peaks = {
+        times: statistics.median(r.regions["pass"].peak_memory_bytes for r in runs[f"{name}, {times}x"])
+        for times in _TIMES
+    }
+    largest = runs[f"{name}, {_TIMES[-1]}x"]
+    readings = [run.regions["pass"] for run in largest]
+    spilled_mib = max(r.result["spilled_mib"] for times in _TIMES for r in runs[f"{name}, {times}x"])
+    require(spilled_mib == 0, f"{name}: the object store has spilled {spilled_mib} MiB to disk")
+    count = rows * _TIMES[-1]
+    return Figure(
+        name=f"b6 {name}, growth of peak memory from 1x to {_TIMES[-1]}x",
+        ratio=round((peaks[_TIMES[-1]] / peaks[1] - 1) * 100, 2),
+        goal=_MAX_GROWTH_PERCENT,
+        unit="%",
+        better="lower",
+        cpu_ms_per_record=round(statistics.median(m.cpu_s for m in readings) * 1e3 / count, 4),
+        peer_cpu_ms_per_record=None,
+        wall_s=round(statistics.median(m.wall_s for m in readings), 3),
+        peak_memory_bytes=max(m.peak_memory_bytes for m in readings),
+        n={"records": count, "pairs": len(readings)},
+        versions={"ours": largest[0].versions},
+        notes={
+            "peak_mib": {f"{times}x": round(peak / 2**20, 1) for times, peak in peaks.items()},
+            "spilled_mib": spilled_mib,
+        },
+    )
