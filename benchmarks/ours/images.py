@@ -22,10 +22,8 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def prepare(asked: dict[str, Any]) -> Any:
     """Passes over the dataset; ``float32`` normalises whole batches on the CPU as training does on its device."""
     settings = PipelineSettings(placement=asked["placement"])
-    field = {"size_px": SIZE_PX}
-    if asked["decode"] == "fast":
-        field["decode"] = asked["decode"]
-    reader = make_reader(asked["dataset"], {"image": field}, BATCH_SIZE, settings.window_rows)
+    fields = {"image": {"size_px": SIZE_PX, "decode": asked["decode"]}}
+    reader = make_reader(asked["dataset"], fields, BATCH_SIZE, settings.window_rows)
     (spec,) = reader.specs
     constants = Fitted({**spec.fitted.values, "mean": MEAN, "std": STD})
     specs = [replace(spec, fitted=constants)]
