@@ -27,7 +27,7 @@ held = None
 with measured("own"):
     burn(0.4)
 with measured("child"):
-    code = "import time\\\\nwhile time.process_time() < 0.6: pass\\\\ntime.sleep(1)"
+    code = "import time\\nwhile time.process_time() < 0.6: pass\\ntime.sleep(1)"
     child = subprocess.Popen([sys.executable, "-c", code])
     time.sleep(asked["wait_s"])
     while child.poll() is None:
