@@ -70,8 +70,9 @@ def run(options: Options) -> list[Figure]:
     variants = _variants(
         packed_images(options.cache, images, None), packed_images(options.cache, images, 256)
     )
-    warm_rows = rows // NUM_SHARDS * 2
-    common = {"shards": images.shards, "tars": tars, "size": list(_SIZE), "warm_rows": warm_rows}
+    # Half of the data, so that every worker process of every side has work in the warm-up.
+    warm = {"warm_shards": NUM_SHARDS // 2, "warm_rows": rows // 2}
+    common = {"shards": images.shards, "tars": tars, "size": list(_SIZE), **warm}
     common |= {"endings": _ENDINGS, "keep": None}
     peers = [Side(name, f"benchmarks.peers.{module}", common, True) for name, module in _PEERS.items()]
     ours = [Side(v.name, "benchmarks.ours.images", {**common, **v.request}) for v in variants]

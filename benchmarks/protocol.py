@@ -64,11 +64,11 @@ def serve_batches(
     """A side that hands over batches of records: warm up, then measure one whole pass, for each ending asked for.
 
     Args:
-        prepare: makes, from the request, a function of (ending, warm) that starts a pass over the data (over its first
-            shard if ``warm``) and yields (ids, pixels) of each batch; pixels are a numpy array or a torch tensor.
+        prepare: makes, from the request, a function of (ending, warm) that starts a pass over the data (over a part of
+            it if ``warm``) and yields (ids, pixels) of each batch; pixels are a numpy array or a torch tensor.
 
-    Request keys: ``endings`` (list), ``keep`` (None, or a path prefix: the first shard's ids and pixels of each ending
-    are saved there as ``PREFIX.ENDING.npz`` and nothing is measured).
+    Request keys: ``endings`` (list), ``keep`` (None, or a path prefix: ids and pixels of the warm part, for each
+    ending, are saved there as ``PREFIX.ENDING.npz`` and nothing is measured).
     """
     asked = request()
     start_pass = prepare(asked)

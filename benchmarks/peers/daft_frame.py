@@ -25,7 +25,7 @@ def prepare(asked: dict[str, Any]) -> Any:
     box = [(width - side) // 2, (height - side) // 2, side, side]
 
     def start_pass(ending: str, warm: bool) -> Iterator[tuple[list[str], Any]]:
-        paths = asked["shards"][:2] if warm else asked["shards"]
+        paths = asked["shards"][: asked["warm_shards"] if warm else None]
         image = col("image").decode_image(mode="RGB").crop(box).resize(SIZE_PX, SIZE_PX)
         # As images of one fixed size they are one buffer: batches without a copy a row.
         image = image.cast(daft.DataType.image("RGB", SIZE_PX, SIZE_PX))

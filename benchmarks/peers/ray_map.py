@@ -50,7 +50,7 @@ def prepare(asked: dict[str, Any]) -> Any:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def start_pass(ending: str, warm: bool) -> Iterator[tuple[Any, Any]]:
-        paths = asked["shards"][: 2 if warm else None]
+        paths = asked["shards"][: asked["warm_shards"] if warm else None]
         dataset = ray.data.read_parquet(paths, columns=["id", "image"])
         dataset = dataset.map(to_square if ending == "uint8" else to_normalised)
         for batch in dataset.iter_batches(batch_size=BATCH_SIZE):

@@ -15,15 +15,15 @@ from benchmarks.protocol import serve_batches
 
 
 class Shards(torch.utils.data.IterableDataset[dict[str, str]]):
-    """Shard names: two of them in a worker's first pass, all in the later ones (the workers live on)."""
+    """Shard names: some of them in a worker's first pass, all in the later ones (the workers live on)."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[str], warm_shards: int) -> None:
+        self.paths, self.warm_shards = paths, warm_shards
         self.passes = 0
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         self.passes += 1
-        paths = self.paths[:NUM_WORKERS] if self.passes == 1 else self.paths
+        paths = self.paths[: self.warm_shards] if self.passes == 1 else self.paths
         return iter([{"url": path} for path in paths])
 
 
@@ -42,7 +42,7 @@ def prepare(asked: dict[str, Any]) -> Any:
                 return to_tensor(square).sub_(MEAN).div_(STD)
 
             dataset = wds.DataPipeline(
-                Shards(asked["tars"]),
+                Shards(asked["tars"], asked["warm_shards"]),
                 wds.split_by_worker,
                 wds.tarfile_to_samples(),
                 wds.decode("pil"),
