@@ -8,6 +8,7 @@ the read-ahead, so that its buffers fill too.
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 from benchmarks.data import generate_images, packed_images, repeat_images
 from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
@@ -51,8 +52,7 @@ def run(options: Options) -> list[Figure]:
         times = int(side.name.rsplit(" ", 1)[1].removesuffix("x"))
         require(done.result["rows"] == rows * times, f"{side.name}: {done.result['rows']} rows")
 
-    rounds = Options(options.cache, options.peers_python, min(options.pairs, _MAX_ROUNDS))
-    runs = run_rounds(sides, rounds, check)
+    runs = run_rounds(sides, replace(options, pairs=min(options.pairs, _MAX_ROUNDS)), check)
     return [
         _growth(f"{placement}, {consumer}", runs, rows)
         for placement in ("local", "ray")
