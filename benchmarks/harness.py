@@ -11,6 +11,7 @@ over rounds of the ratio within a round; each round runs every side once, every 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,6 +54,7 @@ _ENVIRONMENT = {
     "PYTHONPATH": str(REPOSITORY),
 }
 _NUM_LINES_OF_ERROR = 25
+_GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,10 @@ def _listen(
                             cpu_s, now_s - began_s, tree.take_peak_bytes()
                         )
                     case "result":
+                        os.write(to_side, b"\n")
+                        # So that Ray ends its session in order; whatever is left after that is killed.
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            process.wait(_GRACE_S)
                         return Run(regions, message["result"], message["versions"])
                 os.write(to_side, b"\n")
         return None
@@ -247,9 +254,7 @@ def _listen(
         process.wait()
 
 
-def _kill_after(process: subprocess.Popen[bytes], timeout_s: float) -> Any:
-    import threading
-
+def _kill_after(process: subprocess.Popen[bytes], timeout_s: float) -> threading.Timer:
     timer = threading.Timer(timeout_s, process.kill)
     timer.daemon = True
     timer.start()
