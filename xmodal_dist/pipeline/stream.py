@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
+from xmodal_dist import runtime
 from xmodal_dist.batch import Records
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.pipeline.ahead import map_ahead
@@ -83,8 +83,7 @@ class Readers(NamedTuple):
     @staticmethod
     def share(settings: PipelineSettings, workers_on_node: int, ray_cpus: float, elsewhere: bool) -> Readers:
         """A worker's share of its node: the CPUs that the workers themselves leave, one thread at the least."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = settings.threads or max(1, cpus // workers_on_node - 1)
+        threads = settings.threads or max(1, runtime.usable_cores() // workers_on_node - 1)
         return Readers(threads, ray_cpus, elsewhere)
 
 
