@@ -17,7 +17,7 @@ R = TypeVar("R")
 def map_ahead(
     function: Callable[[A], R], items: Iterable[A], *, threads: int, ahead: int, name: str
 ) -> Iterator[R]:
-    """Results of ``function`` in the order of ``items``, computed by threads while the consumer works.
+    """Results of ``function`` in the order of ``items``, computed by threads from now on, while the consumer works.
 
     Args:
         function: must be thread-safe.
@@ -28,11 +28,15 @@ def map_ahead(
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     jobs = (pool.submit(function, item) for item in items)
-    try:
-        waiting = deque(islice(jobs, ahead))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(islice(jobs, 1))
-            yield result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    waiting = deque(islice(jobs, ahead))
+
+    def results() -> Iterator[R]:
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(islice(jobs, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return results()

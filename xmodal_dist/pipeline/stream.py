@@ -110,7 +110,7 @@ class Step(NamedTuple):
 def stream_steps(
     reader: ChunkReader, chunks: Iterable[Chunk], settings: PipelineSettings, readers: Readers
 ) -> Iterator[Step]:
-    """Read chunks in order, ahead of the consumer, and give their steps one by one.
+    """Read chunks in order, ahead of the consumer, and give their steps one by one; threads begin at once.
 
     Args:
         reader: what reads them.
@@ -120,18 +120,22 @@ def stream_steps(
     """
     source = iter(chunks)
     if settings.placement == "local":
-        yield from _steps(_local(reader, source, settings, readers), "local")
-    elif settings.placement == "ray":
-        yield from _steps(_ray(reader, source, settings, readers), "ray")
-    else:
-        meter = _Meter()
+        return _steps(_local(reader, source, settings, readers), "local")
+    if settings.placement == "ray":
+        return _steps(_ray(reader, source, settings, readers), "ray")
+    meter = _Meter()
 
-        def until_starved() -> Iterator[Chunk]:
-            while not (readers.elsewhere and meter.starved) and (chunk := next(source, None)):
-                yield chunk
+    def until_starved() -> Iterator[Chunk]:
+        while not (readers.elsewhere and meter.starved) and (chunk := next(source, None)):
+            yield chunk
 
-        yield from _steps(meter.watch(_local(reader, until_starved(), settings, readers)), "local")
+    mine = meter.watch(_local(reader, until_starved(), settings, readers))
+
+    def both() -> Iterator[Step]:
+        yield from _steps(mine, "local")
         yield from _steps(_ray(reader, source, settings, readers), "ray")
+
+    return both()
 
 
 def _steps(pieces: Iterable[Piece], placement: str) -> Iterator[Step]:
@@ -194,7 +198,7 @@ def _local(
     """Pieces from threads: one fetches chunks, one ahead of the one that others decode."""
     first = next(source, None)
     if first is None:
-        return
+        return iter(())
     fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
     groups = ThreadPoolExecutor(readers.threads, thread_name_prefix="fetch-groups")
 
@@ -213,11 +217,16 @@ def _local(
         return reader.decode(part.rows.result(), part.start, part.stop)
 
     ahead = _pieces_ahead(reader, first, settings)
-    try:
-        yield from map_ahead(decode, parts(), threads=readers.threads, ahead=ahead, name="decode")
-    finally:
-        for pool in (fetcher, groups):
-            pool.shutdown(wait=False, cancel_futures=True)
+    pieces = map_ahead(decode, parts(), threads=readers.threads, ahead=ahead, name="decode")
+
+    def closing() -> Iterator[Piece]:
+        try:
+            yield from pieces
+        finally:
+            for pool in (fetcher, groups):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    return closing()
 
 
 def _ray(

@@ -69,11 +69,13 @@ class _Worker:
         self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
         self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
         self.progress, again = self._restore()
-        self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.reader = job.reader()
         self.schedule = self.reader.schedule
         self.steps = self.schedule.steps("train")
+        # Readers begin while the rest is made.
+        self.stream = stream_steps(self.reader, self._chunks(), job.pipeline, self._readers())
         self.batches = self._batches()
+        self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
         self.reasons = Counter[str]()
@@ -174,7 +176,7 @@ class _Worker:
 
     def _batches(self) -> Iterator[Batch]:
         """This rank's share of every global step from where the run is, train and val in turn, without end."""
-        for step in stream_steps(self.reader, self._chunks(), self.job.pipeline, self._readers()):
+        for step in self.stream:
             self.rejected.extend(step.rejected)
             self.watch.handed(step)
             self.reader_cpu_s += step.cpu_s if step.placement == "ray" else 0.0
