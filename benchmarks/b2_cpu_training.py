@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
 from functools import partial
 
 from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
-from benchmarks.jobs import epochs_of, figure_of, steps_per_epoch, training_side
+from benchmarks.jobs import LANES, epochs_of, job_figure, require_whole, training_side
 from benchmarks.training_data import demo_dataset
 
 __all__ = ["run"]
@@ -31,11 +30,19 @@ def run(options: Options) -> list[Figure]:
     dataset, rows = demo_dataset(options.cache, copies=2)
     train = {"epochs": _EPOCHS, "batch_size": _BATCH_SIZE}
     cores = min(_CORES, len(os.sched_getaffinity(0)))
+
+    def check(side: Side, run: Run) -> None:
+        if side.module.endswith("reading_alone"):
+            read = run.result["records"]
+            require(read == rows, f"{side.name}: {read} records, expected {rows}")
+        else:
+            require_whole(side, run, rows, _BATCH_SIZE, _EPOCHS)
+
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for num_workers in (1, 2):
             reading = Side(f"{num_workers} ranks, reading alone", "benchmarks.ours.reading_alone", {
-                "dataset": dataset, "batch_size": _BATCH_SIZE, "epochs": 1,
+                "dataset": dataset, "batch_size": _BATCH_SIZE, "lanes": LANES,
             })  # fmt: skip
             real, replay = (
                 training_side(
@@ -44,7 +51,7 @@ def run(options: Options) -> list[Figure]:
                 )
                 for source in ("real", "replay")
             )  # fmt: skip
-            runs = run_rounds([reading, real, replay], options, _check(rows, num_workers))
+            runs = run_rounds([reading, real, replay], options, check)
             read_s = statistics.median(r.result["cpu_s"] / r.result["records"] for r in runs[reading.name])
             compute_s = statistics.median(map(_compute_cpu_s, runs[replay.name]))
             bound = min(num_workers / compute_s, cores / (read_s + compute_s))
@@ -59,32 +66,13 @@ def run(options: Options) -> list[Figure]:
             total = rows * _EPOCHS
             for what, limit in (("bound", bound), ("one batch replayed", synthetic)):
                 figures.append(
-                    figure_of(
+                    job_figure(
                         f"b2/{num_workers} ranks: share of {what}", runs[real.name],
                         partial(_share, limit),
                         _GOAL, rows=total, unit="share", notes=notes,
                     )
                 )  # fmt: skip
     return figures
-
-
-def _check(rows: int, num_workers: int) -> Callable[[Side, Run], None]:
-    def check(side: Side, run: Run) -> None:
-        if side.module.endswith("reading_alone"):
-            require(
-                run.result["records"] == rows,
-                f"{side.name}: {run.result['records']} records, expected {rows}",
-            )
-            return
-        steps = steps_per_epoch(rows, _BATCH_SIZE) * _EPOCHS
-        require(len(run.result["ranks"]) == num_workers, f"{side.name}: not every rank told")
-        for rank in run.result["ranks"]:
-            require(len(rank["steps"]) == steps, f"{side.name}: {len(rank['steps'])} steps, expected {steps}")
-        if side.request["input"] == "real":
-            read = run.result["goodput"]["records"]
-            require(read == rows * _EPOCHS, f"{side.name}: {read} records, expected {rows * _EPOCHS}")
-
-    return check
 
 
 def _share(limit: float, run: Run) -> float:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
-from benchmarks.jobs import epochs_of, figure_of, steps_per_epoch, training_side
+from benchmarks.harness import Figure, Options, Run, Side, run_rounds
+from benchmarks.jobs import epochs_of, job_figure, require_whole, training_side
 from benchmarks.training_data import demo_dataset
 
 __all__ = ["run"]
@@ -33,6 +32,10 @@ def run(options: Options) -> list[Figure]:
     """Utilisation, first batch and gap for every number of workers."""
     dataset, rows = demo_dataset(options.cache, copies=4)
     train = {"epochs": _EPOCHS, "batch_size": _BATCH_SIZE}
+
+    def check(side: Side, run: Run) -> None:
+        require_whole(side, run, rows, _BATCH_SIZE, _EPOCHS)
+
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for num_workers, goal in _UTILISATION.items():
@@ -44,15 +47,15 @@ def run(options: Options) -> list[Figure]:
                 for source in ("real", "replay")
             ]  # fmt: skip
             rounds = replace(options, pairs=min(_ROUNDS, options.pairs))
-            runs = run_rounds(sides, rounds, _check(rows, num_workers))
+            runs = run_rounds(sides, rounds, check)
             ours, synthetic = (runs[side.name] for side in sides)
             ceiling = {"synthetic": round(statistics.median(map(_utilisation, synthetic)), 4)}
             name, total = f"b3/{num_workers} workers", rows * _EPOCHS
             figures += [
-                figure_of(
+                job_figure(
                     f"{name}: utilisation", ours, _utilisation, goal, rows=total, unit="share", notes=ceiling
                 ),
-                figure_of(
+                job_figure(
                     f"{name}: first batch",
                     ours,
                     _first_batch_s,
@@ -61,24 +64,11 @@ def run(options: Options) -> list[Figure]:
                     unit="s",
                     better="lower",
                 ),
-                figure_of(
+                job_figure(
                     f"{name}: gap of epochs", ours, _gap_s, _GAP_S, rows=total, unit="s", better="lower"
                 ),
             ]
     return figures
-
-
-def _check(rows: int, num_workers: int) -> Callable[[Side, Run], None]:
-    def check(side: Side, run: Run) -> None:
-        steps = steps_per_epoch(rows, _BATCH_SIZE) * _EPOCHS
-        require(len(run.result["ranks"]) == num_workers, f"{side.name}: not every rank told")
-        for rank in run.result["ranks"]:
-            require(len(rank["steps"]) == steps, f"{side.name}: {len(rank['steps'])} steps, expected {steps}")
-        if side.request["input"] == "real":
-            read = run.result["goodput"]["records"]
-            require(read == rows * _EPOCHS, f"{side.name}: {read} records, expected {rows * _EPOCHS}")
-
-    return check
 
 
 def _utilisation(run: Run) -> float:

@@ -7,11 +7,8 @@ many units (windows, each fetched and planned as one), a unit.
 
 from __future__ import annotations
 
-import statistics
-from typing import Any
-
 from benchmarks.data import packed_table
-from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
+from benchmarks.harness import Figure, Options, Run, Side, figure_of, require, run_rounds
 from benchmarks.ours.reading import make_reader
 from xmodal_dist import storage
 from xmodal_dist.dataset.schema import LABEL
@@ -70,10 +67,10 @@ def _tax(placement: str, own: list[Run], bare: list[Run], rows: int) -> Figure:
         (a.regions[str(_USUAL)].cpu_s - b.regions["loop"].cpu_s) * 1e6 / count
         for a, b in zip(own, bare, strict=True)
     ]
-    bare_ms = statistics.median(b.regions["loop"].cpu_s for b in bare) * 1e3 / count
-    versions = {"ours": own[0].versions, "peer": bare[0].versions}
-    name = f"b5 {placement}, tax over a bare pyarrow loop"
-    return _figure(name, own, _USUAL, taxes, "us/record", _MAX_TAX_US, count, versions, bare_ms)
+    return figure_of(
+        f"b5 {placement}, tax over a bare pyarrow loop", (own, str(_USUAL)), taxes, _MAX_TAX_US,
+        rows=count, unit="us/record", better="lower", peer=(bare, "loop"),
+    )  # fmt: skip
 
 
 def _per_unit(placement: str, own: list[Run], rows: int) -> Figure:
@@ -85,33 +82,7 @@ def _per_unit(placement: str, own: list[Run], rows: int) -> Figure:
     ]
     # A Ray Data task costs more than this goal; what a unit of seconds of work makes of it is the other figure.
     goal = _MAX_UNIT_MS if placement == "local" else None
-    name = f"b5 {placement}, cost of a unit ({few} to {many} units)"
-    return _figure(name, own, _MANY, slopes, "ms/unit", goal, rows * _PASSES, {"ours": own[0].versions}, None)
-
-
-def _figure(
-    name: str,
-    own: list[Run],
-    steps_per_unit: int,
-    values: list[float],
-    unit: str,
-    goal: float | None,
-    count: int,
-    versions: dict[str, Any],
-    bare_ms: float | None,
-) -> Figure:
-    readings = [run.regions[str(steps_per_unit)] for run in own]
-    return Figure(
-        name=name,
-        ratio=round(statistics.median(values), 3),
-        goal=goal,
-        unit=unit,
-        better="lower",
-        cpu_ms_per_record=round(statistics.median(m.cpu_s for m in readings) * 1e3 / count, 5),
-        peer_cpu_ms_per_record=None if bare_ms is None else round(bare_ms, 5),
-        wall_s=round(statistics.median(m.wall_s for m in readings), 3),
-        peak_memory_bytes=max(m.peak_memory_bytes for m in readings),
-        n={"records": count, "pairs": len(values)},
-        versions=versions,
-        notes={"min": round(min(values), 3), "max": round(max(values), 3)},
-    )
+    return figure_of(
+        f"b5 {placement}, cost of a unit ({few} to {many} units)", (own, str(_MANY)), slopes, goal,
+        rows=rows * _PASSES, unit="ms/unit", better="lower",
+    )  # fmt: skip

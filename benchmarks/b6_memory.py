@@ -11,7 +11,7 @@ import statistics
 from dataclasses import replace
 
 from benchmarks.data import generate_images, packed_images, repeat_images
-from benchmarks.harness import Figure, Options, Run, Side, require, run_rounds
+from benchmarks.harness import Figure, Options, Run, Side, figure_of, require, run_rounds
 
 __all__ = ["run"]
 
@@ -66,24 +66,14 @@ def _growth(name: str, runs: dict[str, list[Run]], rows: int) -> Figure:
         for times in _TIMES
     }
     largest = runs[f"{name}, {_TIMES[-1]}x"]
-    readings = [run.regions["pass"] for run in largest]
     spilled_mib = max(r.result["spilled_mib"] for times in _TIMES for r in runs[f"{name}, {times}x"])
     require(spilled_mib == 0, f"{name}: the object store has spilled {spilled_mib} MiB to disk")
-    count = rows * _TIMES[-1]
-    return Figure(
-        name=f"b6 {name}, growth of peak memory from 1x to {_TIMES[-1]}x",
-        ratio=round((peaks[_TIMES[-1]] / peaks[1] - 1) * 100, 2),
-        goal=_MAX_GROWTH_PERCENT,
-        unit="%",
-        better="lower",
-        cpu_ms_per_record=round(statistics.median(m.cpu_s for m in readings) * 1e3 / count, 4),
-        peer_cpu_ms_per_record=None,
-        wall_s=round(statistics.median(m.wall_s for m in readings), 3),
-        peak_memory_bytes=max(m.peak_memory_bytes for m in readings),
-        n={"records": count, "pairs": len(readings)},
-        versions={"ours": largest[0].versions},
+    growth_percent = (peaks[_TIMES[-1]] / peaks[1] - 1) * 100
+    return figure_of(
+        f"b6 {name}, growth of peak memory from 1x to {_TIMES[-1]}x", (largest, "pass"), [growth_percent],
+        _MAX_GROWTH_PERCENT, rows=rows * _TIMES[-1], unit="%", better="lower",
         notes={
             "peak_mib": {f"{times}x": round(peak / 2**20, 1) for times, peak in peaks.items()},
             "spilled_mib": spilled_mib,
         },
-    )
+    )  # fmt: skip

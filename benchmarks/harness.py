@@ -37,6 +37,7 @@ __all__ = [
     "Run",
     "Side",
     "compare",
+    "figure_of",
     "machine",
     "require",
     "run_rounds",
@@ -288,6 +289,55 @@ def run_rounds(
     return runs
 
 
+def figure_of(
+    name: str,
+    runs: tuple[Sequence[Run], str],
+    values: Sequence[float],
+    goal: float | None,
+    *,
+    rows: int,
+    unit: str,
+    better: Literal["higher", "lower"] = "higher",
+    peer: tuple[Sequence[Run], str] | None = None,
+    notes: dict[str, Any] | None = None,
+) -> Figure:
+    """The median of some values, with their range in the notes.
+
+    Args:
+        name: of the figure.
+        runs: our runs and the region that counts.
+        values: one a round, or one of all rounds.
+        goal: what they should reach.
+        rows: records of one region.
+        unit: of the values.
+        better: whether the goal is a floor or a ceiling.
+        peer: the peer's runs of the same rounds.
+        notes: see :class:`Figure`.
+    """
+    own = _readings(runs)
+    versions = {"ours": runs[0][0].versions}
+    notes = {"min": round(min(values), 4), "max": round(max(values), 4), **(notes or {})}
+    if peer is not None:
+        other = _readings(peer)
+        versions["peer"] = peer[0][0].versions
+        notes["peer_wall_s"] = round(statistics.median(m.wall_s for m in other), 3)
+        notes["peer_peak_memory_bytes"] = max(m.peak_memory_bytes for m in other)
+    return Figure(
+        name=name,
+        ratio=round(statistics.median(values), 4),
+        goal=goal,
+        unit=unit,
+        better=better,
+        cpu_ms_per_record=_ms_per_record(own, rows),
+        peer_cpu_ms_per_record=None if peer is None else _ms_per_record(other, rows),
+        wall_s=round(statistics.median(m.wall_s for m in own), 3),
+        peak_memory_bytes=max(m.peak_memory_bytes for m in own),
+        n={"records": rows, "pairs": len(own)},
+        versions=versions,
+        notes=notes,
+    )
+
+
 def compare(
     name: str,
     ours: tuple[Sequence[Run], str],
@@ -296,36 +346,9 @@ def compare(
     goal: float | None,
     notes: dict[str, Any] | None = None,
 ) -> Figure:
-    """The peer's processor time over ours, round by round; the median.
-
-    Args:
-        name: of the figure.
-        ours: our runs and the region that counts.
-        peer: the peer's, of the same rounds.
-        rows: records of one region.
-        goal: at least this.
-        notes: see :class:`Figure`.
-    """
-    own, other = _readings(ours), _readings(peer)
-    ratios = [b.cpu_s / a.cpu_s for a, b in zip(own, other, strict=True)]
-    spread = {"ratio_min": round(min(ratios), 3), "ratio_max": round(max(ratios), 3)}
-    return Figure(
-        name=name,
-        ratio=round(statistics.median(ratios), 3),
-        goal=goal,
-        cpu_ms_per_record=_ms_per_record(own, rows),
-        peer_cpu_ms_per_record=_ms_per_record(other, rows),
-        wall_s=round(statistics.median(m.wall_s for m in own), 3),
-        peak_memory_bytes=max(m.peak_memory_bytes for m in own),
-        n={"records": rows, "pairs": len(ratios)},
-        versions={"ours": ours[0][0].versions, "peer": peer[0][0].versions},
-        notes={
-            **spread,
-            "peer_wall_s": round(statistics.median(m.wall_s for m in other), 3),
-            "peer_peak_memory_bytes": max(m.peak_memory_bytes for m in other),
-            **(notes or {}),
-        },
-    )
+    """The peer's processor time over ours, round by round; arguments as those of :func:`figure_of`."""
+    ratios = [b.cpu_s / a.cpu_s for a, b in zip(_readings(ours), _readings(peer), strict=True)]
+    return figure_of(name, ours, ratios, goal, rows=rows, unit="x", peer=peer, notes=notes)
 
 
 def _readings(runs: tuple[Sequence[Run], str]) -> list[Measurement]:
@@ -333,4 +356,4 @@ def _readings(runs: tuple[Sequence[Run], str]) -> list[Measurement]:
 
 
 def _ms_per_record(readings: Iterable[Measurement], rows: int) -> float:
-    return round(statistics.median(m.cpu_s for m in readings) * 1e3 / rows, 4)
+    return round(statistics.median(m.cpu_s for m in readings) * 1e3 / rows, 5)

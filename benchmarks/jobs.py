@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from benchmarks.harness import Figure, Run, Side
+from benchmarks.harness import Figure, Run, Side, figure_of, require
 
-__all__ = ["LANES", "epochs_of", "figure_of", "steps_per_epoch", "training_side"]
+__all__ = ["LANES", "epochs_of", "job_figure", "require_whole", "steps_per_epoch", "training_side"]
 
 LANES = 8
 
@@ -50,31 +49,20 @@ def epochs_of(rank: dict[str, Any], epochs: int) -> list[list[tuple[float, float
     return [steps[start : start + size] for start in range(0, len(steps), size)]
 
 
-def figure_of(
-    name: str,
-    runs: Sequence[Run],
-    measure: Callable[[Run], float],
-    goal: float,
-    *,
-    rows: int,
-    unit: str,
-    better: Literal["higher", "lower"] = "higher",
-    notes: dict[str, Any] | None = None,
+def require_whole(side: Side, run: Run, rows: int, batch_size: int, epochs: int) -> None:
+    """Every rank took every step, and a run that was not fed a replayed batch trained on every record once an epoch."""
+    steps = steps_per_epoch(rows, batch_size) * epochs
+    ranks = run.result["ranks"]
+    require(len(ranks) == side.request["num_workers"], f"{side.name}: not every rank told")
+    for rank in ranks:
+        require(len(rank["steps"]) == steps, f"{side.name}: {len(rank['steps'])} steps, expected {steps}")
+    if side.request["input"] == "real":
+        read = run.result["goodput"]["records"]
+        require(read == rows * epochs, f"{side.name}: {read} records, expected {rows * epochs}")
+
+
+def job_figure(
+    name: str, runs: Sequence[Run], measure: Callable[[Run], float], goal: float, **how: Any
 ) -> Figure:
-    """The median of a measure over runs of the job, with the worst beside it; ``rows`` of a whole run."""
-    values = [measure(run) for run in runs]
-    jobs = [run.regions["job"] for run in runs]
-    return Figure(
-        name=name,
-        ratio=round(statistics.median(values), 4),
-        goal=goal,
-        unit=unit,
-        better=better,
-        cpu_ms_per_record=round(statistics.median(j.cpu_s for j in jobs) * 1e3 / rows, 4),
-        peer_cpu_ms_per_record=None,
-        wall_s=round(statistics.median(j.wall_s for j in jobs), 3),
-        peak_memory_bytes=max(j.peak_memory_bytes for j in jobs),
-        n={"records": rows, "pairs": len(runs)},
-        versions={"ours": runs[0].versions},
-        notes={"worst": round((min if better == "higher" else max)(values), 4), **(notes or {})},
-    )
+    """The median of a measure over runs of the job; ``how`` as in :func:`figure_of`."""
+    return figure_of(name, (runs, "job"), [measure(run) for run in runs], goal, **how)

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks.harness import Figure, Options, Run, require, run_side, say
-from benchmarks.jobs import figure_of, steps_per_epoch, training_side
+from benchmarks.jobs import job_figure, steps_per_epoch, training_side
 from benchmarks.training_data import demo_dataset
 
 __all__ = ["run"]
@@ -70,15 +70,15 @@ def _figures(name: str, clean: Run, killed: Run, kill_at: int, steps: int, rows:
     extra_cpu = killed.regions["job"].cpu_s / clean.regions["job"].cpu_s - 1
     total = rows * _EPOCHS
     return [
-        figure_of(
+        job_figure(
             f"{name}: largest difference of weights", [killed], lambda r: _difference(clean, r), _MAX_DIFFERENCE,
             rows=total, unit="", better="lower",
         ),
-        figure_of(
+        job_figure(
             f"{name}: batches read to be skipped", [killed], lambda r: float(skipped), 0.0,
             rows=total, unit="", better="lower",
         ),
-        figure_of(
+        job_figure(
             f"{name}: steps trained again", [killed], lambda r: repeated / steps, _MAX_EXTRA,
             rows=total, unit="share", better="lower",
             notes={"steps": steps, "repeated": repeated, "extra_cpu_with_restart": round(extra_cpu, 4)},

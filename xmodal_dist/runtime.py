@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xmodal_dist.errors import UsageError
 
-__all__ = ["Placement", "connect", "cores_of", "plan_placement", "usable_cores"]
+__all__ = ["Placement", "connect", "cores_of", "nodes_alive", "plan_placement", "usable_cores"]
 
 _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -112,7 +112,11 @@ def cores_of(machines: Mapping[str, int], remote_cpus: float | None) -> float:
     own = float(sum(machines.values()))
     if remote_cpus is None:
         return own
+    return min(own, remote_cpus) if nodes_alive() <= len(machines) else remote_cpus
+
+
+def nodes_alive() -> int:
+    """Nodes of the cluster that this process is connected to."""
     import ray
 
-    alive = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return min(own, remote_cpus) if alive <= len(machines) else remote_cpus
+    return sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]

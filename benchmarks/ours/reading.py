@@ -24,12 +24,18 @@ _FIT_ROWS = 256
 
 
 def make_reader(
-    dataset: str, fields: Mapping[str, Mapping[str, Any]], rows_per_step: int, window_rows: int
+    dataset: str,
+    fields: Mapping[str, Mapping[str, Any]],
+    rows_per_step: int,
+    window_rows: int,
+    lanes: int = 1,
 ) -> ChunkReader:
     """A reader of the train split for one worker; fields are fitted on a small sample."""
     manifest = load_manifest(dataset)
     specs = fit_fields(dataset, manifest, fields, _FIT_ROWS)
-    schedule = Schedule(manifest, seed=0, lanes=1, rows_per_lane=rows_per_step, window_rows=window_rows)
+    schedule = Schedule(
+        manifest, seed=0, lanes=lanes, rows_per_lane=rows_per_step // lanes, window_rows=window_rows
+    )
     return ChunkReader(dataset, specs, schedule)
 
 

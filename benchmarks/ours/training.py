@@ -42,7 +42,7 @@ def main() -> None:
 
     launching.train_worker = train_and_tell
     config = Config.model_validate(asked["settings"])
-    with runtime.connect(num_cpus=asked.get("num_cpus")), measured("job"):
+    with runtime.connect(), measured("job"):
         launching.launch(
             asked["dataset"],
             asked["run"],
@@ -74,7 +74,7 @@ def train_and_tell(config: dict[str, Any]) -> dict[str, Any]:
         sums = real_step(*arguments)
         told["compute_cpu_s"] += time.thread_time() - began_cpu_s
         told["steps"].append((began_s, time.time()))
-        if last and len(told["steps"]) == asked.get("kill_after_steps"):
+        if last and len(told["steps"]) == asked["kill_after_steps"]:
             _die_once(Path(asked["run"]) / "killed")
         return sums
 

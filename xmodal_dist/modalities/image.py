@@ -60,7 +60,7 @@ class ImageSettings(FieldSettings):
     size_px: int | None = Field(None, ge=8, le=1024)
     """Height and width the model sees; null takes the sample's median short side, within 28 to 224."""
     decode: Literal["exact", "fast"] = "exact"
-    """exact: pixels within 1 level of Pillow's (2 in fewer than one value of 10,000). fast: JPEGs with approximate
+    """exact: pixels within 1 level of Pillow's (2 in about one value of 10,000). fast: JPEGs with approximate
     arithmetic, and at 1/2, 1/4 or 1/8 of their size where the smallest crop then still has ``size_px`` to a side."""
     max_bytes: int = Field(64 * 2**20, ge=1)
     """Encoded files above this are rejected."""

@@ -1,10 +1,10 @@
-"""An ordered map that threads work ahead of, with a bound."""
+"""An ordered map that a pool works ahead of, with a bound."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from itertools import islice
 from typing import TypeVar
 
@@ -14,19 +14,15 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-def map_ahead(
-    function: Callable[[A], R], items: Iterable[A], *, threads: int, ahead: int, name: str
-) -> Iterator[R]:
-    """Results of ``function`` in the order of ``items``, computed by threads from now on, while the consumer works.
+def map_ahead(function: Callable[[A], R], items: Iterable[A], pool: Executor, *, ahead: int) -> Iterator[R]:
+    """Results of ``function`` in the order of ``items``, computed by the pool from now on, while the consumer works.
 
     Args:
         function: must be thread-safe.
         items: consumed in the consumer's thread, no more than ``ahead`` beyond what it has taken.
-        threads: threads at work.
+        pool: the caller's, who shuts it down; what waits in it is cancelled when the results are closed early.
         ahead: results, finished or under way, that are held beyond the one handed over; at least 1.
-        name: of the threads.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     jobs = (pool.submit(function, item) for item in items)
     waiting = deque(islice(jobs, ahead))
 
@@ -37,6 +33,7 @@ def map_ahead(
                 waiting.extend(islice(jobs, 1))
                 yield result
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for job in waiting:
+                job.cancel()
 
     return results()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
@@ -24,9 +23,11 @@ from fsspec.implementations.local import LocalFileSystem
 from xmodal_dist import storage
 from xmodal_dist.errors import DecodeError, UsageError
 from xmodal_dist.modalities.fields import FieldSpec
+from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.pipeline.decode import RowError
+from xmodal_dist.pipeline.rows import holds_text
 
-__all__ = ["FetchLimits", "fetch_media", "holds_bytes", "holds_text"]
+__all__ = ["FetchLimits", "fetch_media"]
 
 _SHOWN_CHARS = 300
 _MAX_WAIT_S = 30.0
@@ -60,16 +61,6 @@ class FetchLimits:
     timeout_s: float = 60.0
     max_bytes: int = 256 * 2**20
     max_bytes_in_flight: int = 256 * 2**20
-
-
-def holds_text(kind: pa.DataType) -> bool:
-    """True for a column of strings: media in it are paths or URIs."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """True for a column of bytes: media in it are encoded values."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def fetch_media(
@@ -142,17 +133,7 @@ class _Fetcher:
     def _in_order(self, call: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """``map`` over the threads, with at most half the bytes in flight asked for or waiting for their turn."""
         most = max(1, self.limits.max_bytes_in_flight // (2 * _PIECE_BYTES))
-        pool, pending = _pool(self.threads), deque[Future[R]]()
-        try:
-            for item in items:
-                if len(pending) == most:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(call, item))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        return map_ahead(call, items, _pool(self.threads), ahead=most)
 
     def _head(self, value: str | None) -> _Head | bytes | DecodeError | None:
         if value is None:

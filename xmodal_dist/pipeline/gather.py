@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xmodal_dist.pipeline.rows import one_chunk
+from xmodal_dist.pipeline.rows import holds_bytes, one_chunk
 
 __all__ = ["GatheredRows"]
 
@@ -32,7 +32,7 @@ class GatheredRows:
         self._payloads = {
             name: [_Payload(one_chunk(t.column(name))) for t in tables]
             for name in self._names
-            if _is_binary(tables[0].schema.field(name).type)
+            if holds_bytes(tables[0].schema.field(name).type)
         }
         others = [name for name in self._names if name not in self._payloads]
         starts = np.concatenate([[0], np.cumsum([t.num_rows for t in tables])]).astype(np.int64)
@@ -85,7 +85,3 @@ def _gather(payloads: Sequence[_Payload], source: NDArray[np.int64], row: NDArra
         data[to : to + length] = payloads[number].data[at : at + length]
     mask = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
     return pa.Array.from_buffers(pa.large_binary(), count, [mask, pa.py_buffer(offsets), pa.py_buffer(data)])
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

@@ -5,6 +5,8 @@ The same code runs in threads of the worker and in Ray Data tasks. It knows what
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -100,7 +102,8 @@ class ChunkReader:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one decoded record."""
-        arrays = [a for arrays in self._nothing.fields.values() for a in arrays.values()]
+        nothing = decode_table(self._empty_table, self.specs, None)
+        arrays = [a for arrays in nothing.fields.values() for a in arrays.values()]
         return sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in arrays) + 64
 
     def read(self, chunk: Chunk) -> Piece:
@@ -153,7 +156,7 @@ class ChunkReader:
         manifest = self.schedule.manifest
         keys = derive_keys(self.schedule.seed, chunk.epoch, shard, row)
         decoded = decode_table(table, self.specs, keys if chunk.augment else None)
-        labels = pc.index_in(table.column(LABEL), pa.array(manifest.classes, pa.string())).fill_null(-1)
+        labels = pc.index_in(table.column(LABEL), self._classes).fill_null(-1)
         labels = labels.to_numpy().astype(np.int64)
         weights = np.ones(len(row), dtype=np.float32)
         if manifest.has_weights:
@@ -201,12 +204,18 @@ class ChunkReader:
             (table,) = read_row_groups(path, [group], self._columns, sha256)
             return unpack_table(table, self.specs)
 
-        found = cache.get_or_add([sha256, group, self._columns, *self._decode_identity], decode)
+        found = cache.get_or_add([sha256, group, self._columns, self._decode_digest], decode)
         return _Group(found.table, found.hit, 0.0)
 
     @cached_property
-    def _decode_identity(self) -> list[object]:
-        return [spec.to_json() for spec in self.specs]
+    def _decode_digest(self) -> str:
+        """Hex SHA-256 of all that decoding depends on besides the data and the code."""
+        parts = [[spec.to_json(), spec.fitted.files] for spec in self.specs]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _classes(self) -> pa.Array:
+        return pa.array(self.schedule.manifest.classes, pa.string())
 
     @cached_property
     def _columns(self) -> list[str]:
@@ -250,14 +259,6 @@ class ChunkReader:
         shard = next(s for s in self.schedule.manifest.shards if s.rows)
         path = storage.join(self.dataset, shard.path)
         return read_rows(path, np.zeros(0, dtype=np.int64), self._columns)
-
-    @cached_property
-    def _nothing(self) -> Records:
-        none = np.zeros(0, dtype=np.int64)
-        decoded = decode_table(self._empty_table, self.specs, None)
-        return Records(
-            decoded.fields, decoded.present, none, none.astype(np.float32), none.astype(np.uint64), none
-        )
 
 
 def _scatter(rows: Records, slot: NDArray[np.int64], size: int) -> Records:

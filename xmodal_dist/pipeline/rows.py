@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from xmodal_dist import storage
 from xmodal_dist.errors import DataError
 
-__all__ = ["iter_row_groups", "one_chunk", "read_range", "read_row_groups", "read_rows"]
+__all__ = [
+    "holds_bytes", "holds_text", "iter_row_groups", "one_chunk", "read_range", "read_row_groups", "read_rows",
+]  # fmt: skip
 
 
 def read_range(path: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
@@ -88,6 +90,16 @@ def iter_row_groups(
             batch_rows, row_groups=list(groups), columns=list(columns), use_threads=False
         ):
             yield pa.Table.from_batches([batch]).select(list(columns))
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """True for a column of strings: media in it are paths or URIs."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """True for a column of bytes: media in it are encoded values."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:

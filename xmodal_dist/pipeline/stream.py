@@ -201,6 +201,7 @@ def _local(
         return iter(())
     fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
     groups = ThreadPoolExecutor(readers.threads, thread_name_prefix="fetch-groups")
+    decoders = ThreadPoolExecutor(readers.threads, thread_name_prefix="decode")
 
     def parts() -> Iterator[_Part]:
         ahead: deque[tuple[Chunk, Future[FetchedChunk]]] = deque()
@@ -216,14 +217,13 @@ def _local(
     def decode(part: _Part) -> Piece:
         return reader.decode(part.rows.result(), part.start, part.stop)
 
-    ahead = _pieces_ahead(reader, first, settings)
-    pieces = map_ahead(decode, parts(), threads=readers.threads, ahead=ahead, name="decode")
+    pieces = map_ahead(decode, parts(), decoders, ahead=_pieces_ahead(reader, first, settings))
 
     def closing() -> Iterator[Piece]:
         try:
             yield from pieces
         finally:
-            for pool in (fetcher, groups):
+            for pool in (decoders, fetcher, groups):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     return closing()

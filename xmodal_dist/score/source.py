@@ -21,8 +21,7 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, load_manifest
 from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.modalities.fields import FieldSpec
-from xmodal_dist.pipeline.fetch import holds_bytes, holds_text
-from xmodal_dist.pipeline.rows import iter_row_groups
+from xmodal_dist.pipeline.rows import holds_bytes, holds_text, iter_row_groups
 
 __all__ = [
     "Need",

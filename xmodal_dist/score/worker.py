@@ -9,6 +9,7 @@ import posixpath
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,13 +146,12 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Pa
     rows_in = 0
     batches = _numbered(read_unit(unit, job.columns, job.batch_rows), unit.start)
     # Threads decode while the model predicts.
-    for decoded in map_ahead(
-        scorer.decode, batches, threads=job.threads, ahead=job.threads + 1, name="decode"
-    ):
-        predictions, bad = scorer.predict(decoded)
-        tables.append(predictions)
-        rejected.extend(bad)
-        rows_in += decoded.rows.num_rows
+    with ThreadPoolExecutor(job.threads, thread_name_prefix="decode") as pool:
+        for decoded in map_ahead(scorer.decode, batches, pool, ahead=job.threads + 1):
+            predictions, bad = scorer.predict(decoded)
+            tables.append(predictions)
+            rejected.extend(bad)
+            rows_in += decoded.rows.num_rows
     table = pa.concat_tables(tables) if tables else job.schema.empty_table()
     probability = table.column("probability").to_numpy()
     bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from xmodal_dist import storage
@@ -72,12 +73,16 @@ class TrainJob:
         """Whether the dataset has validation records."""
         return "val" in self.manifest.splits and self.manifest.splits["val"].rows > 0
 
-    def reader(self) -> ChunkReader:
-        """The reader of this run's chunks."""
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The order in which this run reads."""
         rows_per_lane = self.train.batch_size // self.train.lanes
         window_rows = max(1, self.pipeline.window_rows // rows_per_lane) * rows_per_lane
-        order = Schedule(self.manifest, self.train.seed, self.train.lanes, rows_per_lane, window_rows)
-        return ChunkReader(self.dataset, self.specs, order, self.pipeline.cache())
+        return Schedule(self.manifest, self.train.seed, self.train.lanes, rows_per_lane, window_rows)
+
+    def reader(self) -> ChunkReader:
+        """The reader of this run's chunks."""
+        return ChunkReader(self.dataset, self.specs, self.schedule, self.pipeline.cache())
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result; a resumed run must have the same."""

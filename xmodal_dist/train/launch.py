@@ -79,7 +79,7 @@ def launch(
         placement.worker_cpus, placement.reader_cpus, use_gpu, started_s,
     )  # fmt: skip
     _claim(job, resume)
-    order = measure_order(dataset, job.reader().schedule)
+    order = measure_order(dataset, job.schedule)
     job = replace(job, order=order)
     if warning := order_warning(order, pipeline.window_rows):
         print(warning, file=sys.stderr)

@@ -24,7 +24,7 @@ from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
-from xmodal_dist.pipeline.stream import Readers, stream_steps
+from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
 from xmodal_dist.train import validation
 from xmodal_dist.train.checkpoint import (
     Progress,
@@ -69,12 +69,11 @@ class _Worker:
         self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
         self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
         self.progress, again = self._restore()
-        self.reader = job.reader()
-        self.schedule = self.reader.schedule
+        self.schedule = job.schedule
         self.steps = self.schedule.steps("train")
         # Readers begin while the rest is made.
-        self.stream = stream_steps(self.reader, self._chunks(), job.pipeline, self._readers())
-        self.batches = self._batches()
+        steps = stream_steps(job.reader(), self._chunks(), job.pipeline, self._readers())
+        self.batches = self._batches(steps)
         self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
@@ -174,9 +173,9 @@ class _Worker:
         with self.watch.stage("host_to_device"):
             return batch.to(self.device)
 
-    def _batches(self) -> Iterator[Batch]:
-        """This rank's share of every global step from where the run is, train and val in turn, without end."""
-        for step in self.stream:
+    def _batches(self, steps: Iterator[Step]) -> Iterator[Batch]:
+        """This rank's share of every global step from where the run is, train and val in turn, to the last epoch's."""
+        for step in steps:
             self.rejected.extend(step.rejected)
             self.watch.handed(step)
             self.reader_cpu_s += step.cpu_s if step.placement == "ray" else 0.0
@@ -184,12 +183,11 @@ class _Worker:
 
     def _readers(self) -> Readers:
         """What may read for this worker."""
-        import ray
         from ray import train
 
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
         workers = train.get_context().get_local_world_size()
-        return Readers.share(self.job.pipeline, workers, self.job.reader_cpus, elsewhere=nodes > 1)
+        elsewhere = runtime.nodes_alive() > 1
+        return Readers.share(self.job.pipeline, workers, self.job.reader_cpus, elsewhere)
 
     def _chunks(self) -> Iterator[Chunk]:
         share = {"rank": self.rank, "num_workers": self.num_workers}
