@@ -11,6 +11,8 @@ from benchmarks.harness import Figure, Run, Side, figure_of, require
 __all__ = ["LANES", "epochs_of", "job_figure", "require_whole", "steps_per_epoch", "training_side"]
 
 LANES = 8
+_SAMPLE_EVERY_S = 5.0
+"""Reading the memory of a process stops it for milliseconds, which every rank then waits for."""
 
 
 def training_side(
@@ -34,7 +36,7 @@ def training_side(
         "step": step,
         "input": source,
     }
-    return Side(name, "benchmarks.ours.training", request)
+    return Side(name, "benchmarks.ours.training", request, sample_every_s=_SAMPLE_EVERY_S)
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from xmodal_dist import runtime, storage
 from xmodal_dist.batch import Batch
@@ -74,7 +75,10 @@ class _Worker:
         # Readers begin while the rest is made.
         steps = stream_steps(job.reader(), self._chunks(), job.pipeline, self._readers())
         self.batches = self._batches(steps)
-        self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        if job.train.adds_lane_by_lane(self.device.type):
+            self.ddp: nn.Module = self.model
+        else:
+            self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
         self.reasons = Counter[str]()
