@@ -27,6 +27,7 @@ from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
 from xmodal_dist.score.ledger import read_predictions
+from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
@@ -146,7 +147,7 @@ def evaluate(
     manifest.split_shards(split)
     model = load_bundle(bundle)
     with runtime.connect():
-        settings = scoring.ScoreSettings(evaluation=True, split=split)
+        settings = ScoreSettings(evaluation=True, split=split)
         scored = scoring.score(
             bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
         )

@@ -17,7 +17,7 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.ingest.pack import PackSettings
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.stream import PipelineSettings
-from xmodal_dist.score.job import ScoreSettings
+from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.settings import Settings
 from xmodal_dist.train.settings import TrainSettings
 

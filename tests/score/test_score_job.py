@@ -27,7 +27,8 @@ from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import ScoreManifest
-from xmodal_dist.score.job import ScoreSettings, prepare, score
+from xmodal_dist.score.job import prepare, score
+from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.score.worker import ScoreWorker, part_from_receipt, score_unit
 
@@ -317,7 +318,8 @@ def _end(orphans: list[psutil.Process]) -> None:
 COMMAND = """
 import sys
 from xmodal_dist import runtime
-from xmodal_dist.score.job import ScoreSettings, score
+from xmodal_dist.score.job import score
+from xmodal_dist.score.settings import ScoreSettings
 with runtime.connect(num_cpus=2):
     score(sys.argv[1], [sys.argv[2]], sys.argv[3], ScoreSettings(unit_rows=30, batch_rows=16))
 """

@@ -10,66 +10,28 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-from pydantic import Field
 
 from xmodal_dist import runtime, storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
-from xmodal_dist.errors import RunAgainError, UsageError, XmodalError
+from xmodal_dist.errors import RunAgainError, XmodalError
 from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import Identity, Part, ScoreManifest
+from xmodal_dist.score.outputs import output_schema
+from xmodal_dist.score.scorer import Job
+from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
-from xmodal_dist.score.worker import Job, ScoreWorker, part_from_receipt, subset_names
-from xmodal_dist.settings import Settings
+from xmodal_dist.score.worker import ScoreWorker, part_from_receipt
 from xmodal_dist.version import __version__
 
-__all__ = ["Run", "ScoreResult", "ScoreSettings", "prepare", "score"]
+__all__ = ["Run", "ScoreResult", "prepare", "score"]
 
 _BUDGET_SETTING = "score.max_bad_fraction"
-
-
-class ScoreSettings(Settings):
-    """How to score.
-
-    Attributes:
-        id_column: input column of the ids; None takes ``id`` where the input has it, else file and row name a record.
-        columns: the bundle's column -> the input's, where they differ.
-        split: of a packed dataset, only this split.
-        media_root: where relative media paths start; None takes the folder of the input file.
-        top_k: classes listed for each record.
-        probabilities: add the probabilities of all classes.
-        passthrough: input columns copied to the output.
-        evaluation: add the true class and the probabilities of every subset of the fields.
-        unit_rows: rows of a unit, the piece that is read, committed and resumed as one.
-        unit_bytes: bytes of a unit; whichever is reached first.
-        batch_rows: records decoded and predicted at once.
-        threads: decoders at work in one worker.
-        max_bad_fraction: share of the input's records that may be rejected.
-    """
-
-    id_column: str | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
-    split: str | None = None
-    media_root: str | None = None
-    top_k: int = Field(3, ge=1)
-    probabilities: bool = False
-    passthrough: tuple[str, ...] = ()
-    evaluation: bool = False
-    unit_rows: int = Field(16_384, ge=1)
-    unit_bytes: int = Field(64 << 20, ge=1)
-    batch_rows: int = Field(256, ge=1)
-    threads: int = Field(1, ge=1)
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that change the output: a resumed run must have the same."""
-        same = {"batch_rows", "threads", "max_bad_fraction"}
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in same}
 
 
 class ScoreResult(NamedTuple):
@@ -172,7 +134,7 @@ def _job(bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan:
         fingerprint=model.fingerprint,
         output=output,
         spec=spec,
-        schema=_schema(model, settings, plan, id_column),
+        schema=output_schema(model, settings, plan.schema, id_column),
         fields=tuple(tuple(settings.columns.get(c, c) for c in s.columns) for s in model.specs),
         id_column=id_column,
         label_column=LABEL if settings.evaluation else None,
@@ -182,34 +144,6 @@ def _job(bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan:
         batch_rows=settings.batch_rows,
         threads=settings.threads,
     )
-
-
-def _schema(model: Bundle, settings: ScoreSettings, plan: Plan, id_column: str | None) -> pa.Schema:
-    """Columns of every part; the elements of lists have the name that Parquet gives them."""
-    all_classes = pa.list_(pa.field("element", pa.float32()), len(model.classes))
-    pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
-    names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
-    if settings.evaluation and not id_column:
-        names = [("id", pa.string()), *names]
-    columns = [
-        *names,
-        ("label", pa.string()),
-        ("probability", pa.float32()),
-        ("top_k", pa.list_(pa.field("element", pair))),
-        ("modalities", pa.list_(pa.field("element", pa.string()))),
-    ]
-    if settings.probabilities or settings.evaluation:
-        columns.append(("probabilities", all_classes))
-    if settings.evaluation:
-        columns += [("truth", pa.string()), *((name, all_classes) for name in subset_names(model))]
-    taken = {name for name, _ in columns}
-    for name in settings.passthrough:
-        if name in taken:
-            raise UsageError(
-                f"score.passthrough: the output has a column {name!r} of its own; rename the input's"
-            )
-        columns.append((name, plan.schema.field(name).type))
-    return pa.schema(columns)
 
 
 def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> Iterator[Part]:

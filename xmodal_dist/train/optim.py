@@ -39,7 +39,12 @@ def _spare_the_compiler() -> None:
 
     Each looks for its exempted self under this name, and imports the compiler to make one where there is none.
     """
-    methods = (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict)
+    methods = (
+        Optimizer.add_param_group,
+        Optimizer.zero_grad,
+        Optimizer.state_dict,
+        Optimizer.load_state_dict,
+    )
     for method in methods:
         inner = cast(Any, method).__wrapped__
         inner.__dynamo_disable = getattr(inner, "__dynamo_disable", inner)

@@ -1,0 +1,50 @@
+"""Settings of scoring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from xmodal_dist.settings import Settings
+
+__all__ = ["ScoreSettings"]
+
+
+class ScoreSettings(Settings):
+    """How to score.
+
+    Attributes:
+        id_column: input column of the ids; None takes ``id`` where the input has it, else file and row name a record.
+        columns: the bundle's column -> the input's, where they differ.
+        split: of a packed dataset, only this split.
+        media_root: where relative media paths start; None takes the folder of the input file.
+        top_k: classes listed for each record.
+        probabilities: add the probabilities of all classes.
+        passthrough: input columns copied to the output.
+        evaluation: add the true class and the probabilities of every subset of the fields.
+        unit_rows: rows of a unit, the piece that is read, committed and resumed as one.
+        unit_bytes: bytes of a unit; whichever is reached first.
+        batch_rows: records decoded and predicted at once.
+        threads: decoders at work in one worker.
+        max_bad_fraction: share of the input's records that may be rejected.
+    """
+
+    id_column: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    split: str | None = None
+    media_root: str | None = None
+    top_k: int = Field(3, ge=1)
+    probabilities: bool = False
+    passthrough: tuple[str, ...] = ()
+    evaluation: bool = False
+    unit_rows: int = Field(16_384, ge=1)
+    unit_bytes: int = Field(64 << 20, ge=1)
+    batch_rows: int = Field(256, ge=1)
+    threads: int = Field(1, ge=1)
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the output: a resumed run must have the same."""
+        same = {"batch_rows", "threads", "max_bad_fraction"}
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in same}
