@@ -26,13 +26,14 @@ from xmodal_dist.report import examples
 from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
+from xmodal_dist.score.collect import Collected, collect_garbage
 from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
-__all__ = ["doctor", "evaluate", "inspect", "pack", "score", "train", "verify"]
+__all__ = ["doctor", "evaluate", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
 
 _NUM_WORST = 20
 
@@ -194,16 +195,53 @@ def score(
     with runtime.connect():
         inputs = [storage.absolute(path) for path in input]
         result = scoring.score(storage.absolute(bundle), inputs, output, settings, num_workers=num_workers)
+    _report_scoring(result)
+    return result
+
+
+def retry(
+    output: str,
+    *,
+    bundle: str | None = None,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    num_workers: int | None = None,
+) -> scoring.ScoreResult:
+    """Score the rejected records of a finished scoring run again, and add what comes out to its output.
+
+    Args:
+        output: directory of the run.
+        bundle: the run's bundle, if it is not where it was.
+        config: YAML file; of its ``score`` section only what does not change the output counts.
+        set: overrides like ``score.threads=2``.
+        num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
+    """
+    settings = configuration.load(config, set).score
+    with runtime.connect():
+        result = scoring.retry(bundle, output, settings, num_workers=num_workers)
+    _report_scoring(result)
+    return result
+
+
+def gc(output: str) -> Collected:
+    """Remove the files of a finished scoring run that its manifest does not name."""
+    return collect_garbage(output)
+
+
+def _report_scoring(result: scoring.ScoreResult) -> None:
     manifest = result.manifest.model_dump(mode="json")
     page = scoring_page.render(
         manifest, manifest["label_counts"], manifest["confidence_counts"], manifest["quarantine"]
     )
-    storage.write_bytes(storage.join(output, "report.html"), page.encode())
-    return result
+    storage.write_bytes(storage.join(result.output, "report.html"), page.encode())
 
 
-def verify(path: str) -> VerifyResult:
+def verify(path: str, *, reread_input: bool = False) -> VerifyResult:
     """Check a dataset, a bundle or scoring output against its manifest, to the byte.
+
+    Args:
+        path: directory of any of them.
+        reread_input: of scoring output, hash the ids of its input again.
 
     Raises:
         UsageError: it is none of them.
@@ -214,7 +252,7 @@ def verify(path: str) -> VerifyResult:
     if storage.exists(storage.join(path, "MANIFEST.json")):
         return VerifyResult(lost=0, duplicated=0, failed_checks=check_files(path))
     if storage.exists(storage.join(path, "_run.json")):
-        return verify_scoring(path)
+        return verify_scoring(path, reread_input=reread_input)
     raise UsageError(
         f"{path!r} is not a dataset (manifest.json), a bundle (MANIFEST.json) or scoring output (_run.json)"
     )

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xmodal_dist.errors import UsageError, VerificationError, XmodalError
+from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.version import __version__
 
 __all__ = ["app", "main"]
@@ -192,21 +193,49 @@ def score(
     result = api.score(
         bundle, [*input, *(more or ())], output, config=config, set=overrides or (), num_workers=num_workers
     )
-    manifest = result.manifest
-    text = f"{manifest.rows_in} records read = {manifest.rows_ok} scored + {manifest.rows_bad} quarantined"
-    places = f"predictions: {output}/data\nreport:      {output}/report.html"
-    _result(manifest, as_json, lambda: _say(f"{text}\n{places}"))
+    _result(result.manifest, as_json, lambda: _say_scored(output, result.manifest))
+
+
+@app.command()
+def retry(
+    output: Annotated[str, typer.Argument(help="Output of a finished scoring run.")],
+    bundle: Annotated[str | None, typer.Option(help="Its bundle, if it is not where it was.")] = None,
+    config: _Config = None,
+    overrides: _Overrides = None,
+    num_workers: _NumWorkers = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Score the records in a run's quarantine again, and add what comes out to its output."""
+    from xmodal_dist import api
+
+    result = api.retry(output, bundle=bundle, config=config, set=overrides or (), num_workers=num_workers)
+    _result(result.manifest, as_json, lambda: _say_scored(output, result.manifest))
+
+
+@app.command()
+def gc(
+    output: Annotated[str, typer.Argument(help="Output of a finished scoring run.")],
+    as_json: _AsJson = False,
+) -> None:
+    """Remove what attempts and drivers of a finished scoring run left behind."""
+    from xmodal_dist import api
+
+    found = api.gc(output)
+    _result(found._asdict(), as_json, lambda: _say(f"{found.files} files, {found.bytes} bytes removed"))
 
 
 @app.command()
 def verify(
     path: Annotated[str, typer.Argument(help="A dataset, a bundle, or scoring output.")],
+    reread_input: Annotated[
+        bool, typer.Option("--reread-input", help="Of scoring output, hash the ids of the input again.")
+    ] = False,
     as_json: _AsJson = False,
 ) -> None:
     """Check a dataset, a bundle or scoring output to the byte."""
     from xmodal_dist import api
 
-    found = api.verify(path)
+    found = api.verify(path, reread_input=reread_input)
     summary = f"lost={found.lost} duplicated={found.duplicated} failed_checks={len(found.failed_checks)}"
     _result(found._asdict(), as_json, lambda: _say("\n".join([*found.failed_checks, summary])))
     if found.lost or found.duplicated or found.failed_checks:
@@ -291,6 +320,11 @@ def _figures(metrics: dict[str, Any], *names: str) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _say_scored(output: str, manifest: ScoreManifest) -> None:
+    rows = f"{manifest.rows_in} records read = {manifest.rows_ok} scored + {manifest.rows_bad} quarantined"
+    _say(f"{rows}\npredictions: {output}/data\nreport:      {output}/report.html")
 
 
 def _result(content: Any, as_json: bool, show: Callable[[], None]) -> None:

@@ -21,6 +21,7 @@ from xmodal_dist.errors import StorageError, UsageError
 __all__ = [
     "absolute",
     "create",
+    "delete",
     "exists",
     "filesystem",
     "is_local",
@@ -146,6 +147,17 @@ def create(path: str, payload: bytes) -> bool:
         return False
     except OSError as error:
         raise StorageError(f"cannot create {path!r}: {error}") from error
+
+
+def delete(path: str) -> None:
+    """Remove a file; one that is not there is gone already."""
+    fs, inner = filesystem(path)
+    try:
+        fs.rm_file(inner)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot remove {path!r}: {error}") from error
 
 
 def sha256_of(path: str) -> str:

@@ -29,8 +29,9 @@ from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.score.job import prepare, score
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import ScoreWorker, part_from_receipt, score_unit
+from xmodal_dist.score.worker import ScoreWorker, receipt_of, score_unit
 
 CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
@@ -65,8 +66,10 @@ def _score_here(bundle: str, inputs: list[str], output: Path, **settings: Any) -
     chosen = ScoreSettings.model_validate(settings)
     run = prepare(bundle, inputs, str(output), chosen)
     ledger.open_run(str(output), run.identity, run.plan)
-    parts = {unit.number: score_unit(run.job, run.model, CPU, unit) for unit in run.plan.units}
-    manifest = ledger.finalise(str(output), run.identity, run.plan, parts, run.model.classes, run.job.schema)
+    tally = Tally(run.plan, run.identity.digest)
+    for unit in run.plan:
+        tally.add(score_unit(run.job, run.model, CPU, unit).part)
+    manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
     assert verify_scoring(str(output)) == (0, 0, [])
     return manifest
 
@@ -95,7 +98,7 @@ def test_each_record_has_its_prediction_in_input_order(
     table = ledger.read_predictions(str(tmp_path / "out"))
     assert [str(f.type) for f in table.schema] == [c.type for c in manifest.columns]
     assert table.column_names == ["id", "label", "probability", "top_k", "modalities"]
-    assert [p.rows for p in manifest.parts] == [60, 60]
+    assert ledger.load_files(str(tmp_path / "out"), manifest)["rows"].to_pylist() == [60, 60]
     assert table.column("id").to_pylist() == records.column("id").to_pylist()
     for row, record in zip(table.to_pylist(), records.to_pylist(), strict=True):
         assert {pair["label"] for pair in row["top_k"]} == {"blue", "green", "red"}
@@ -233,10 +236,10 @@ def test_a_bundle_replaced_during_the_run_scores_nothing(
 ) -> None:
     run = prepare(bundle, [tiny_dataset], str(tmp_path / "out"), ScoreSettings())
     worker = ScoreWorker(dataclasses.replace(run.job, fingerprint="that of another"))
-    units = pa.Table.from_pylist([unit._asdict() for unit in run.plan.units])
-    for receipt in [*worker(units).to_pylist(), *worker(units).to_pylist()]:
+    units = pa.Table.from_pylist([unit._asdict() for unit in run.plan])
+    for receipt in [row for table in [*worker(units), *worker(units)] for row in table.to_pylist()]:
         with pytest.raises(CheckpointError, match="was replaced while the run was going on"):
-            part_from_receipt(receipt)
+            receipt_of(receipt)
     assert not (tmp_path / "out").exists()
 
 
@@ -287,7 +290,7 @@ def test_killed_actors_are_replaced_and_every_row_is_scored_once(
         stop.set()
         assassin.join()
     assert killed, "no actor was killed"
-    assert (result.manifest.rows_in, result.manifest.rows_ok, len(result.manifest.parts)) == (
+    assert (result.manifest.rows_in, result.manifest.rows_ok, result.manifest.files.rows) == (
         4800,
         4800,
         PARTS,
@@ -392,4 +395,4 @@ def test_an_error_in_a_worker_keeps_its_class(
     path.write_bytes(bytes(payload))
     with pytest.raises(DataError, match=r"in\.parquet: rows 0 to 120 cannot be read"):
         score(bundle, [str(path)], str(tmp_path / "out"), ScoreSettings(), num_workers=1)
-    assert not (tmp_path / "out" / ledger.MANIFEST_NAME).exists()
+    assert not (tmp_path / "out" / ledger.manifest_name(1)).exists()

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmodal_dist.errors import DataError, UsageError
-from xmodal_dist.score.source import Need, Plan, make_plan, plan_from_parquet, plan_to_parquet, read_unit
+from xmodal_dist.score.plan import Plan
+from xmodal_dist.score.source import Need, make_plan, read_unit
 
 NEEDS = [Need("value", "the test", "name another")]
 NAMES = [*NEEDS, Need("id", "the output's id", "name the ids", "names", optional=True)]
@@ -51,15 +52,16 @@ def test_units_hold_every_row_once_in_order(
                 _plan(Path(folder), unit_rows, unit_bytes)
             return
         plan = _plan(Path(folder), unit_rows, unit_bytes)
-        assert (plan.rows, plan.files) == (total, len(files))
-        assert [unit.number for unit in plan.units] == list(range(len(plan.units)))
-        batches = [table for unit in plan.units for table in read_unit(unit, ["value"], batch_rows)]
+        assert (plan.num_rows, len(plan.paths)) == (total, len(files))
+        units = list(plan)
+        assert [unit.number for unit in units] == list(range(len(plan)))
+        batches = [table for unit in units for table in read_unit(unit, ["value"], batch_rows)]
         assert all(0 < table.num_rows <= batch_rows for table in batches)
         assert pa.concat_tables(batches).column("value").to_pylist() == list(range(total))
-        for unit, following in zip(plan.units, plan.units[1:], strict=False):
+        for unit, following in zip(units, units[1:], strict=False):
             full = unit.rows >= unit_rows or unit_bytes < 1000
             assert unit.path != following.path or (full and unit.stop == following.start)
-        assert plan_from_parquet(plan_to_parquet(plan)) == plan.units
+        assert list(Plan.from_parquet(plan.to_parquet())) == units
 
 
 def test_the_digest_names_the_content(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_the_digest_names_the_content(tmp_path: Path) -> None:
 
 def test_a_file_replaced_after_planning_is_noticed(tmp_path: Path) -> None:
     _write(tmp_path / "a.parquet", [10])
-    unit = _plan(tmp_path).units[0]
+    unit = _plan(tmp_path).unit(0)
     _write(tmp_path / "a.parquet", [11])
     with pytest.raises(DataError, match=r"a\.parquet has changed since the run was planned"):
         list(read_unit(unit, ["value"], 4))
@@ -89,7 +91,7 @@ def test_a_damaged_page_is_noticed(tmp_path: Path) -> None:
     payload[500] ^= 255
     path.write_bytes(bytes(payload))
     with pytest.raises(DataError, match=r"a\.parquet: rows 0 to 1000 cannot be read"):
-        list(read_unit(_plan(tmp_path).units[0], ["value"], 64))
+        list(read_unit(_plan(tmp_path).unit(0), ["value"], 64))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,10 @@ def test_globs_folders_and_splits_of_datasets_are_inputs(tmp_path: Path, tiny_da
     for name in ("a", "b", "_hidden"):
         _write(tmp_path / f"{name}.parquet", [3])
     folder = _plan(tmp_path)
-    assert folder.files == 2
-    assert make_plan([str(tmp_path / "[ab].parquet")], None, NEEDS, 10, 1 << 30).units == folder.units
+    assert len(folder.paths) == 2
+    assert make_plan([str(tmp_path / "[ab].parquet")], None, NEEDS, 10, 1 << 30).digest == folder.digest
     needs = [Need("label", "the test", "")]
     everything = make_plan([tiny_dataset], None, needs, 10, 1 << 30)
     test = make_plan([tiny_dataset], "test", needs, 10, 1 << 30)
-    assert (everything.rows, test.rows) == (150, 15)
-    assert {unit.path for unit in test.units} < {unit.path for unit in everything.units}
+    assert (everything.num_rows, test.num_rows) == (150, 15)
+    assert set(test.paths) < set(everything.paths)

@@ -1,4 +1,4 @@
-"""What a scoring run writes down: the run, the footer of each part, and the manifest. Versioned; JSON on disk."""
+"""What a scoring run writes down: the run, the footer of each part, receipts and the manifest. Versioned JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from typing import Any, Literal
 
 from xmodal_dist.settings import Settings
 
-__all__ = ["CONFIDENCE_BINS", "Column", "Footer", "Identity", "Part", "PartEntry", "ScoreManifest", "to_json"]
+__all__ = [
+    "CONFIDENCE_BINS",
+    "Column",
+    "Footer",
+    "Identity",
+    "Part",
+    "PartFile",
+    "Receipt",
+    "ScoreManifest",
+    "to_json",
+]
 
 CONFIDENCE_BINS = 20
 """Equal-width bins over [0, 1] of the predicted class's probability."""
 
 
-def to_json(content: Settings) -> str:
+def to_json(content: Settings, indent: int | None = 1) -> str:
     """The one JSON text of a document: sorted keys, so that equal documents are equal texts."""
-    return json.dumps(content.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, indent=1)
+    return json.dumps(content.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, indent=indent)
 
 
 class Identity(Settings):
@@ -25,6 +35,7 @@ class Identity(Settings):
     Attributes:
         version: version of this format.
         bundle: fingerprint of the bundle.
+        bundle_path: where it was; another path to the same bundle is the same run.
         input: digest of the plan.
         files: input files.
         units: units of the plan.
@@ -33,8 +44,9 @@ class Identity(Settings):
         code: version of this package.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     bundle: str
+    bundle_path: str = ""
     input: str
     files: int
     units: int
@@ -44,32 +56,46 @@ class Identity(Settings):
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 over all of it; every part carries it."""
-        return hashlib.sha256(to_json(self).encode()).hexdigest()
+        """Hex SHA-256 over all of it but the bundle's path; every part carries it."""
+        return hashlib.sha256(to_json(self.model_copy(update={"bundle_path": ""})).encode()).hexdigest()
+
+
+class PartFile(Settings):
+    """A file of a committed part: path in the output, checksum, size, rows."""
+
+    path: str
+    sha256: str
+    bytes: int
+    rows: int
 
 
 class Footer(Settings):
-    """What a part says of itself in its Parquet footer, as JSON under the key ``xmodal``.
+    """What a part says of itself: in its Parquet footer under the key ``xmodal``, or its commit record if partitioned.
 
     Attributes:
         spec: digest of the run's identity.
         unit: index of the unit.
+        generation: 1 for the run itself; each retry of its rejected records is one more.
         attempt: random id of the attempt that wrote it.
         source: input file.
         start: first row of the unit in ``source``.
         stop: row after its last.
-        rows_in: ``stop - start`` = ``rows_ok`` + ``rows_bad``.
-        rows_ok: rows of this part.
-        rows_bad: rows of its quarantine file.
-        quarantine: path of the quarantine file, relative to the output; "" if ``rows_bad`` is 0.
-        quarantine_sha256: checksum of that file.
+        rows_in: rows that this generation was to score: ``rows_ok`` + ``rows_bad``; all of the unit in the first.
+        rows_ok: predictions.
+        rows_bad: rows of the quarantine file.
+        ids: sum modulo 2^128 of the hashes of the ids of the rows read, hexadecimal; order does not matter.
+        quarantine: the file of rejected records; None if there are none.
+        files: of a partitioned output, the files of predictions; else empty: the part is the file.
         labels: predicted class -> rows.
         confidence: rows by equal-width bin, :data:`CONFIDENCE_BINS` of them, of the predicted class's probability.
+        present: field -> rows in which it was there.
         reasons: reason code -> rejected rows.
+        profile: counts of the fields' measures, as :mod:`xmodal_dist.profile` writes them; empty without a profile.
     """
 
     spec: str
     unit: int
+    generation: int = 1
     attempt: str
     source: str
     start: int
@@ -77,20 +103,48 @@ class Footer(Settings):
     rows_in: int
     rows_ok: int
     rows_bad: int
-    quarantine: str = ""
-    quarantine_sha256: str = ""
+    ids: str
+    quarantine: PartFile | None = None
+    files: tuple[PartFile, ...] = ()
     labels: dict[str, int]
     confidence: tuple[int, ...]
+    present: dict[str, int]
     reasons: dict[str, int]
+    profile: dict[str, Any] = {}
 
 
 class Part(Settings):
-    """A committed part: its path in the output, checksum, size and footer."""
+    """A committed part: its commit record in the output, checksum, size and footer."""
 
     path: str
     sha256: str
     bytes: int
     footer: Footer
+
+    @property
+    def files(self) -> tuple[PartFile, ...]:
+        """Its files of predictions."""
+        if self.path.endswith(".parquet"):
+            return (PartFile(path=self.path, sha256=self.sha256, bytes=self.bytes, rows=self.footer.rows_ok),)
+        return self.footer.files
+
+
+class Receipt(Settings):
+    """What a worker tells of a unit.
+
+    Attributes:
+        part: as committed, by this attempt or another.
+        scored: whether this attempt's part stands.
+        isolated: whether records were scored in a process apart, after attempts had died.
+        seconds: wall time by stage.
+        cpu_s: CPU-seconds of the process meanwhile.
+    """
+
+    part: Part
+    scored: bool = True
+    isolated: bool = False
+    seconds: dict[str, float] = {}
+    cpu_s: float = 0.0
 
 
 class Column(Settings):
@@ -100,45 +154,44 @@ class Column(Settings):
     type: str
 
 
-class PartEntry(Settings):
-    """A part in the manifest; ``quarantine`` is "" where no record was rejected."""
-
-    path: str
-    sha256: str
-    bytes: int
-    rows: int
-    rows_bad: int
-    quarantine: str
-    quarantine_sha256: str
-
-
 class ScoreManifest(Settings):
     """The whole output of a finished run; ``rows_in`` = ``rows_ok`` + ``rows_bad``.
 
     Attributes:
         version: version of this format.
+        generation: 1, and one more for each retry.
         spec: digest of the run's identity.
         bundle: fingerprint of the bundle.
+        input: digest of the plan.
         classes: class names by index of the probabilities.
         rows_in: rows of the input.
-        rows_ok: rows of all parts.
+        rows_ok: predictions.
         rows_bad: rows in the quarantine.
         label_counts: predicted class -> rows, every class named.
         confidence_counts: rows by equal-width bins over [0, 1].
+        present_counts: field -> rows in which it was there.
         quarantine: reason code -> rows.
-        columns: columns of every part.
-        parts: the files, in input order.
+        profile: counts of the fields' measures over all rows.
+        columns: columns of the predictions.
+        partition_by: column whose values are folders; None where parts are whole.
+        files: Parquet table of all files that count, in input order: ``unit``, ``generation``, ``role`` (``data``,
+            ``commit`` or ``quarantine``), ``path``, ``sha256``, ``bytes``, ``rows``.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    generation: int = 1
     spec: str
     bundle: str
+    input: str
     classes: tuple[str, ...]
     rows_in: int
     rows_ok: int
     rows_bad: int
     label_counts: dict[str, int]
     confidence_counts: tuple[int, ...]
+    present_counts: dict[str, int]
     quarantine: dict[str, int]
+    profile: dict[str, Any] = {}
     columns: tuple[Column, ...]
-    parts: tuple[PartEntry, ...]
+    partition_by: str | None = None
+    files: PartFile

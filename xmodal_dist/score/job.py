@@ -6,32 +6,40 @@ record or score one twice.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections import Counter
+import datetime
+import time
+import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from xmodal_dist import runtime, storage
+from xmodal_dist import storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
-from xmodal_dist.errors import RunAgainError, XmodalError
+from xmodal_dist.errors import BudgetExceededError, CheckpointError, UsageError
 from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.score import ledger
-from xmodal_dist.score.formats import Identity, Part, ScoreManifest
+from xmodal_dist.score.commit import QUARANTINE
+from xmodal_dist.score.feed import score_units
+from xmodal_dist.score.formats import Identity, Part, Receipt, ScoreManifest
 from xmodal_dist.score.outputs import output_schema
+from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.scorer import Job
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.source import Need, Plan, Unit, make_plan, needs_of
-from xmodal_dist.score.worker import ScoreWorker, part_from_receipt
+from xmodal_dist.score.source import Need, input_schema, make_plan, needs_of
+from xmodal_dist.score.tally import Tally
 from xmodal_dist.version import __version__
 
-__all__ = ["Run", "ScoreResult", "prepare", "score"]
+__all__ = ["Run", "ScoreResult", "prepare", "retry", "score"]
 
-_BUDGET_SETTING = "score.max_bad_fraction"
+_TICK_S = 5.0
+_RECEIPTS_EVERY_S = 10.0
 
 
 class ScoreResult(NamedTuple):
@@ -56,6 +64,8 @@ def score(
 ) -> ScoreResult:
     """Score an input inside a Ray session that is already there; the same call again goes on where it stopped.
 
+    Any number of calls at a time, from any machines, share the work.
+
     Args:
         bundle: path or URI of the bundle.
         inputs: Parquet files, globs, folders of them, or packed datasets.
@@ -71,30 +81,63 @@ def score(
         RunAgainError: Ray lost workers beyond what it repairs by itself; the same call goes on.
     """
     run = prepare(bundle, inputs, output, settings)
-    plan, output = run.plan, run.job.output
-    ledger.open_run(output, run.identity, plan)
+    output = run.job.output
+    new = ledger.open_run(output, run.identity, run.plan)
     finished = ledger.load_manifest(output)
     if finished is not None:
         return ScoreResult(output, finished, 0)
-    before = ledger.committed_units(output) & {u.number for u in plan.units}
-    parts = {part.footer.unit: part for part in ledger.read_parts(output, sorted(before))}
-    waiting = [unit for unit in plan.units if unit.number not in parts]
-    reasons = Counter[str]()
-    for part in parts.values():
-        reasons.update(part.footer.reasons)
-    quarantine = storage.join(output, ledger.QUARANTINE)
-    done = sum(part.footer.rows_in for part in parts.values())
-    with ConsoleProgress("scoring", before=done) as progress:
-        for part in _score_units(run.job, waiting, num_workers):
-            parts[part.footer.unit] = part
-            reasons.update(part.footer.reasons)
-            done += part.footer.rows_in
-            progress(done, reasons.total(), plan.rows)
-            # Against the rows of the whole plan, so that the run stops as soon as its end is certain.
-            check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING, quarantine)
-    check_budget(reasons, plan.rows, settings.max_bad_fraction, _BUDGET_SETTING, quarantine)
-    manifest = ledger.finalise(output, run.identity, plan, parts, run.model.classes, run.job.schema)
-    return ScoreResult(output, manifest, sum(unit.rows for unit in waiting))
+    tally = Tally(run.plan, run.identity.digest)
+    scored = _Driver(run, tally, settings).run(num_workers, from_start=new)
+    manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
+    return ScoreResult(output, manifest, scored)
+
+
+def retry(
+    bundle: str | None, output: str, settings: ScoreSettings, num_workers: int | None = None
+) -> ScoreResult:
+    """Score the rejected records of a finished run again, for example after what they refer to was mended.
+
+    What is scored now is added to the output under a new manifest; records that are rejected again stay in the
+    quarantine. The same call again goes on where it stopped.
+
+    Args:
+        bundle: path or URI of the bundle of the run; None takes it from where the run had it.
+        output: path or URI of the run's output.
+        settings: those that do not change the output count here; the others are the run's.
+        num_workers: as in :func:`score`.
+
+    Raises:
+        UsageError: not a finished run.
+        CheckpointError: the bundle is another one.
+        DataError: an input file is damaged or changed.
+    """
+    output = storage.absolute(output)
+    identity = ledger.load_identity(output)
+    bundle = storage.absolute(bundle or identity.bundle_path)
+    before = ledger.load_manifest(output)
+    if before is None:
+        raise UsageError(f"{output!r} is not finished: give its `xmodal score` command again first")
+    model = load_bundle(bundle)
+    if model.fingerprint != identity.bundle:
+        raise CheckpointError(f"{bundle} is not the bundle of {output}, which is {identity.bundle[:12]}")
+    if not before.rows_bad:
+        return ScoreResult(output, before, 0)
+    plan = ledger.load_plan(output, identity)
+    files = ledger.load_files(output, before)
+    rejected = files.filter(pc.equal(files["role"], "quarantine"))
+    expected = np.zeros(len(plan), dtype=np.int64)
+    expected[rejected["unit"].to_numpy()] = rejected["rows"].to_numpy()
+    paths = dict(zip(rejected["unit"].to_pylist(), rejected["path"].to_pylist(), strict=True))
+    fixed = ScoreSettings.model_validate(settings.model_dump() | identity.settings)
+    job = _job(bundle, output, model, fixed, input_schema(plan), identity.digest)
+    job = replace(job, generation=before.generation + 1, retried=paths)
+    run = Run(model, plan, identity, job)
+    tally = Tally(plan, identity.digest, job.generation, expected)
+    scored = _Driver(run, tally, fixed.model_copy(update={"max_bad_fraction": 1.0})).run(
+        num_workers, from_start=False
+    )
+    manifest = ledger.finalise(output, identity, tally, model.classes, job.schema, before)
+    return ScoreResult(output, manifest, scored)
 
 
 def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings) -> Run:
@@ -102,16 +145,117 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
     bundle, output = storage.absolute(bundle), storage.absolute(output)
     model = load_bundle(bundle)
     plan = make_plan(inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes)
+    source = input_schema(plan)
+    id_column = settings.id_column or (ID if ID in source.names else None)
+    settings = settings.model_copy(update={"id_column": id_column})
     identity = Identity(
         bundle=model.fingerprint,
+        bundle_path=bundle,
         input=plan.digest,
-        files=plan.files,
-        units=len(plan.units),
-        rows=plan.rows,
+        files=len(plan.paths),
+        units=len(plan),
+        rows=plan.num_rows,
         settings=settings.identity(),
         code=__version__,
     )
-    return Run(model, plan, identity, _job(bundle, output, model, settings, plan, identity.digest))
+    return Run(
+        model, plan, identity, _job(bundle, output, model, settings, input_schema(plan), identity.digest)
+    )
+
+
+class _Driver:
+    """One command's share of a generation of a run: hands out units, and keeps the account."""
+
+    def __init__(self, run: Run, tally: Tally, settings: ScoreSettings) -> None:
+        self._run, self._tally, self._settings = run, tally, settings
+        self._output = run.job.output
+        self._partitioned = run.job.partition_by is not None
+        now = datetime.datetime.now(datetime.UTC)
+        self._name = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self._unwritten: list[Part] = []
+        self._receipts = 0
+        self._written_s = time.monotonic()
+
+    def run(self, num_workers: int | None, *, from_start: bool) -> int:
+        """Until every unit has its part, by whomever; rows that this driver's workers scored.
+
+        ``from_start``: begin at the first unit; others begin anywhere, as drivers that share the work should not meet.
+        """
+        waiting = self._take_up()
+        if not from_start:
+            waiting = np.roll(waiting, uuid.uuid4().int % max(1, len(waiting)))
+        scored = 0
+        with ConsoleProgress("scoring", before=self._tally.rows_in) as progress:
+            total = int(self._tally.expected.sum())
+            try:
+                for receipt in self._scored(waiting, num_workers) if len(waiting) else ():
+                    scored += receipt.part.footer.rows_in if receipt.scored else 0
+                    self._account(receipt.part)
+                    progress(self._tally.rows_in, self._tally.rows_bad, total)
+            finally:
+                self._write_receipts()
+        for part in ledger.read_parts(
+            self._output, self._others().tolist(), self._run.job.generation, self._partitioned
+        ):
+            self._account(part)
+        self._write_receipts()
+        return scored
+
+    def _take_up(self) -> NDArray[np.int64]:
+        """Account for what drivers before have written down; the units that are not committed."""
+        committed = np.zeros(len(self._run.plan), dtype=np.bool_)
+        committed[self._committed()] = True
+        for part in ledger.read_receipts(self._output):
+            footer = part.footer
+            if footer.generation == self._run.job.generation and committed[footer.unit]:
+                self._tally.add(part)
+        self._check_budget()
+        return np.flatnonzero(~committed & (self._tally.expected > 0))
+
+    def _scored(self, waiting: NDArray[np.int64], num_workers: int | None) -> Iterator[Receipt]:
+        """Receipts until all units are committed; ends early if others committed those that our workers hang on."""
+        for receipt in score_units(self._run.job, self._run.plan, waiting.tolist(), num_workers, _TICK_S):
+            if receipt is not None:
+                yield receipt
+            elif len(self._others()) == len(self._tally.missing()):
+                return
+
+    def _others(self) -> NDArray[np.int64]:
+        """Units that are committed, but not accounted for."""
+        return np.intersect1d(self._committed(), self._tally.missing())
+
+    def _committed(self) -> NDArray[np.int64]:
+        units = ledger.committed_units(self._output, self._run.job.generation, self._partitioned)
+        return units[units < len(self._run.plan)]
+
+    def _account(self, part: Part) -> None:
+        if self._tally.add(part):
+            self._unwritten.append(part)
+        if time.monotonic() - self._written_s > _RECEIPTS_EVERY_S:
+            self._write_receipts()
+        self._check_budget()
+
+    def _write_receipts(self) -> None:
+        if self._unwritten:
+            ledger.write_receipts(self._output, self._name, self._receipts, self._unwritten)
+            self._receipts += 1
+            self._unwritten.clear()
+        self._written_s = time.monotonic()
+
+    def _check_budget(self) -> None:
+        """Against the rows of the whole plan and of whole files: the run stops as soon as its end is certain."""
+        plan, tally, settings = self._run.plan, self._tally, self._settings
+        place = storage.join(self._output, QUARANTINE)
+        limit = settings.max_bad_fraction
+        check_budget(tally.reasons, plan.num_rows, limit, "score.max_bad_fraction", place)
+        over = np.flatnonzero(tally.bad_by_file > settings.max_bad_fraction_per_file * tally.rows_by_file)
+        if len(over):
+            file = int(over[0])
+            bad, rows = int(tally.bad_by_file[file]), int(tally.rows_by_file[file])
+            raise BudgetExceededError(
+                f"{plan.paths[file]}: {bad} of {rows} records were rejected, more than "
+                f"score.max_bad_fraction_per_file={settings.max_bad_fraction_per_file:g} allows; see {place}"
+            )
 
 
 def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
@@ -127,56 +271,42 @@ def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
     return needs
 
 
-def _job(bundle: str, output: str, model: Bundle, settings: ScoreSettings, plan: Plan, spec: str) -> Job:
-    id_column = settings.id_column or (ID if ID in plan.schema.names else None)
+def _job(
+    bundle: str, output: str, model: Bundle, settings: ScoreSettings, source: pa.Schema, spec: str
+) -> Job:
+    schema = output_schema(model, settings, source, settings.id_column)
+    _check_partition(settings.partition_by, schema)
     return Job(
         bundle=bundle,
         fingerprint=model.fingerprint,
         output=output,
         spec=spec,
-        schema=output_schema(model, settings, plan.schema, id_column),
+        schema=schema,
         fields=tuple(tuple(settings.columns.get(c, c) for c in s.columns) for s in model.specs),
-        id_column=id_column,
+        id_column=settings.id_column,
         label_column=LABEL if settings.evaluation else None,
         passthrough=settings.passthrough,
         media_root=settings.media_root,
         top_k=min(settings.top_k, len(model.classes)),
         batch_rows=settings.batch_rows,
         threads=settings.threads,
+        partition_by=settings.partition_by,
+        max_attempts=settings.max_attempts,
     )
 
 
-def _score_units(job: Job, units: Sequence[Unit], num_workers: int | None) -> Iterator[Part]:
-    """Units through a pool of actors, each of which loads the bundle once; parts as they are committed."""
-    if not units:
+def _check_partition(column: str | None, schema: pa.Schema) -> None:
+    """Folders are named by text, whole numbers, dates or truth values."""
+    if column is None:
         return
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    size = min(num_workers or gpus or max(1, int(cpus)), len(units))
-    dataset = ray.data.from_items([unit._asdict() for unit in units], override_num_blocks=len(units))
-    receipts = dataset.map_batches(
-        ScoreWorker,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=runtime.plan_placement(cpus, size).worker_cpus,
-        num_gpus=min(1.0, math.floor(gpus / size * 1e4) / 1e4) if gpus else None,
-        compute=ActorPoolStrategy(size=size),
-    )
-    try:
-        for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
-            assert isinstance(table, pa.Table)
-            yield from (part_from_receipt(receipt) for receipt in table.to_pylist())
-    except ray.exceptions.RayTaskError as error:
-        message = (
-            f"a worker failed, and would again: {error}\nWhat is committed stays; mend the cause and go on"
+    if column not in schema.names:
+        raise UsageError(
+            f"score.partition_by={column!r} is no column of the output; it has {', '.join(schema.names)}. "
+            "Columns of the input are there if score.passthrough names them"
         )
-        raise XmodalError(message) from error
-    except ray.exceptions.RayError as error:
-        raise RunAgainError(f"workers were lost: {error}\nThe same command goes on from here") from error
+    kind = schema.field(column).type
+    plain = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
+    if not (plain or pa.types.is_boolean(kind) or pa.types.is_date(kind)):
+        raise UsageError(
+            f"score.partition_by={column!r} is {kind}; folders are named by text, whole numbers, dates or truth values"
+        )

@@ -1,11 +1,13 @@
 """The ledger of one scoring run: which run an output belongs to, which units are committed, and the manifest.
 
 ```
-_run.json                        created first: what run this is. Another run on the same output is refused
-_plan-DIGEST.parquet             its units
-quarantine/part-00017-SHA.parquet   rejected records of unit 17, named by its content; created before the data
-data/part-00017.parquet          created exclusively, whole: this is the commit of unit 17; its footer says what it is
-_manifest.json                   created last: readers start here
+_run.json               created first: what run this is. Another run on the same output is refused
+_plan-DIGEST.parquet    its units
+data/ commits/ quarantine/   committed units: see ``commit.py``
+_receipts/DRIVER-N.jsonl     parts as their drivers heard of them: saves reading the parts again
+_attempts/part-00017/ATTEMPT    attempts at a unit that are under way, or died
+_files-DIGEST.parquet   every file that counts, with its checksum
+_manifest.json          created last: readers start here; _manifest-2.json after a retry, and so on
 ```
 
 Nothing is ever replaced, so any number of drivers and workers may run on one output, and each may die at any point.
@@ -14,54 +16,60 @@ It knows no model and no Ray.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from xmodal_dist import storage
-from xmodal_dist.dataset.quarantine import Rejected
-from xmodal_dist.dataset.quarantine import to_parquet as rejected_to_parquet
 from xmodal_dist.errors import SpecDiffersError, UsageError, VerificationError
-from xmodal_dist.score.formats import Column, Footer, Identity, Part, PartEntry, ScoreManifest, to_json
-from xmodal_dist.score.source import Plan, Unit, plan_from_parquet, plan_to_parquet
+from xmodal_dist.pipeline.ahead import map_ahead
+from xmodal_dist.score.commit import COMMITS, DATA, part_path, read_part, unit_name
+from xmodal_dist.score.formats import Column, Identity, Part, PartFile, ScoreManifest, to_json
+from xmodal_dist.score.plan import Plan
+from xmodal_dist.score.tally import Tally, files_from_parquet, files_to_parquet
 from xmodal_dist.settings import Settings
 
 __all__ = [
-    "DATA",
-    "MANIFEST_NAME",
-    "QUARANTINE",
+    "ATTEMPTS",
+    "RECEIPTS",
     "RUN_NAME",
-    "commit",
+    "begin_attempt",
     "committed_units",
+    "end_attempt",
     "finalise",
-    "footer_fault",
+    "list_folder",
+    "load_files",
     "load_identity",
     "load_manifest",
     "load_plan",
+    "manifest_name",
     "open_run",
-    "part_path",
-    "read_part",
     "read_parts",
     "read_predictions",
+    "read_receipts",
+    "write_receipts",
 ]
 
 RUN_NAME = "_run.json"
-MANIFEST_NAME = "_manifest.json"
-DATA = "data"
-QUARANTINE = "quarantine"
+RECEIPTS = "_receipts"
+ATTEMPTS = "_attempts"
 _S = TypeVar("_S", bound=Settings)
 
-_FOOTER_KEY = b"xmodal"
 _READERS = 8
 _NAMED_FILES = 5
+
+
+def manifest_name(generation: int) -> str:
+    """Name of the manifest of a generation."""
+    return "_manifest.json" if generation == 1 else f"_manifest-{generation}.json"
 
 
 def open_run(output: str, identity: Identity, plan: Plan) -> bool:
@@ -75,7 +83,7 @@ def open_run(output: str, identity: Identity, plan: Plan) -> bool:
     if not storage.exists(place):
         _refuse_strangers(output)
         # Before _run.json, so that every run that exists has its plan.
-        storage.create(_plan_path(output, identity), plan_to_parquet(plan))
+        storage.create(_plan_path(output, identity), plan.to_parquet())
         if storage.create(place, (to_json(identity) + "\n").encode()):
             return True
     found = load_identity(output)
@@ -100,147 +108,150 @@ def load_identity(output: str) -> Identity:
     return _parse(Identity, storage.read_text(place), place)
 
 
-def load_plan(output: str, identity: Identity) -> tuple[Unit, ...]:
-    """The units of the run an output belongs to."""
-    return plan_from_parquet(storage.read_bytes(_plan_path(output, identity)))
+def load_plan(output: str, identity: Identity) -> Plan:
+    """The plan of the run an output belongs to, without input files that have no rows."""
+    return Plan.from_parquet(storage.read_bytes(_plan_path(output, identity)))
 
 
 def load_manifest(output: str) -> ScoreManifest | None:
-    """The manifest of a finished run; None while it is not finished."""
-    place = storage.join(output, MANIFEST_NAME)
-    return _parse(ScoreManifest, storage.read_text(place), place) if storage.exists(place) else None
+    """The newest manifest of a finished run; None while it is not finished."""
+    newest, generation = None, 1
+    while storage.exists(place := storage.join(output, manifest_name(generation))):
+        newest, generation = _parse(ScoreManifest, storage.read_text(place), place), generation + 1
+    return newest
 
 
-def part_path(unit: int) -> str:
-    """Path of a unit's part in the output."""
-    return f"{DATA}/part-{unit:05d}.parquet"
-
-
-def committed_units(output: str) -> set[int]:
-    """The units whose parts exist, from one listing."""
-    names = (re.fullmatch(r"part-(\d{5,})\.parquet", path.rsplit("/", 1)[-1]) for path in _list_data(output))
-    return {int(name[1]) for name in names if name}
-
-
-def commit(output: str, footer: Footer, table: pa.Table, rejected: Sequence[Rejected]) -> Part:
-    """Commit a unit: its rejected records, then its part. If another attempt was first, its part stands.
-
-    Args:
-        output: the run's output.
-        footer: of this part, without the quarantine file.
-        table: the predictions; the output's schema also where it has no rows.
-        rejected: the other records of the unit.
-    """
-    assert footer.rows_in == table.num_rows + len(rejected) == footer.rows_ok + footer.rows_bad
-    if rejected:
-        payload = rejected_to_parquet(rejected)
-        sha256 = hashlib.sha256(payload).hexdigest()
-        # Named by content: attempts that reject the same records share the file.
-        name = f"{QUARANTINE}/part-{footer.unit:05d}-{sha256[:12]}.parquet"
-        storage.create(storage.join(output, name), payload)
-        footer = footer.model_copy(update={"quarantine": name, "quarantine_sha256": sha256})
-    sink = io.BytesIO()
-    metadata = {_FOOTER_KEY: to_json(footer).encode()}
-    pq.write_table(
-        table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True
-    )
-    payload = sink.getvalue()
-    path = part_path(footer.unit)
-    if not storage.create(storage.join(output, path), payload):
-        return read_part(output, footer.unit)
-    return Part(path=path, sha256=hashlib.sha256(payload).hexdigest(), bytes=len(payload), footer=footer)
-
-
-def read_part(output: str, unit: int) -> Part:
-    """Read a committed part and what its footer says.
+def load_files(output: str, manifest: ScoreManifest) -> pa.Table:
+    """The files of a manifest; columns as in :data:`xmodal_dist.score.tally.FILES_SCHEMA`.
 
     Raises:
-        VerificationError: it is damaged, or is not a part of a scoring run.
+        VerificationError: the table is not the one that the manifest names.
     """
-    place = storage.join(output, part_path(unit))
-    payload = storage.read_bytes(place)
-    try:
-        text = (pq.read_schema(io.BytesIO(payload)).metadata or {})[_FOOTER_KEY].decode()
-    except (pa.ArrowException, KeyError) as error:
-        raise VerificationError(f"{place} is damaged or not a part of a scoring run: {error}") from error
-    footer = _parse(Footer, text, place)
-    return Part(
-        path=part_path(unit), sha256=hashlib.sha256(payload).hexdigest(), bytes=len(payload), footer=footer
-    )
+    place = storage.join(output, manifest.files.path)
+    if storage.sha256_of(place) != manifest.files.sha256:
+        raise VerificationError(f"{place} is damaged: its SHA-256 is not the one in the manifest")
+    return files_from_parquet(storage.read_bytes(place))
 
 
-def read_parts(output: str, units: Sequence[int]) -> list[Part]:
-    """:func:`read_part` for many units, in threads."""
+def committed_units(output: str, generation: int = 1, partitioned: bool = False) -> NDArray[np.int64]:
+    """Numbers of the units that are committed, in order, from one listing."""
+    mark = f"-g{generation}" if generation > 1 else ""
+    pattern = re.compile(rf"part-(\d{{5,}}){mark}\.(?:json|parquet)")
+    names = (path.rsplit("/", 1)[-1] for path in _list(output, COMMITS if partitioned else DATA))
+    found = (pattern.fullmatch(name) for name in names)
+    return np.array(sorted(int(name[1]) for name in found if name), dtype=np.int64)
+
+
+def read_parts(
+    output: str, units: Sequence[int], generation: int = 1, partitioned: bool = False
+) -> Iterator[Part]:
+    """The committed parts of some units, in their order, read by threads."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="parts") as pool:
-        return list(pool.map(lambda unit: read_part(output, unit), units))
+        yield from map_ahead(
+            lambda unit: read_part(output, part_path(unit, generation, partitioned)),
+            units,
+            pool,
+            ahead=4 * _READERS,
+        )
+
+
+def list_folder(output: str, folder: str) -> list[str]:
+    """Paths in the output of the files below one of its folders, from one listing."""
+    return [path[path.rindex(f"/{folder}/") + 1 :] for path in _list(output, folder)]
+
+
+def write_receipts(output: str, driver: str, number: int, parts: Sequence[Part]) -> None:
+    """Write down parts that a driver was told of, so that no one has to read them; ``number`` counts its calls."""
+    lines = "".join(to_json(part, indent=None) + "\n" for part in parts)
+    storage.create(storage.join(output, RECEIPTS, f"{driver}-{number:06d}.jsonl"), lines.encode())
+
+
+def read_receipts(output: str) -> Iterator[Part]:
+    """All parts that drivers were told of, some perhaps several times."""
+    for path in _list(output, RECEIPTS):
+        for line in storage.read_text(path).splitlines():
+            yield _parse(Part, line, path)
+
+
+def begin_attempt(output: str, unit: int, attempt: str, generation: int = 1) -> int:
+    """Note that an attempt at a unit begins; how many are under way, or died without a word."""
+    folder = f"{ATTEMPTS}/{unit_name(unit, generation)}"
+    others = len(_list(output, folder))
+    storage.create(storage.join(output, folder, attempt), b"")
+    return others
+
+
+def end_attempt(output: str, unit: int, attempt: str, generation: int = 1) -> None:
+    """Note that an attempt came to an end, whichever; one that dies cannot."""
+    storage.delete(storage.join(output, ATTEMPTS, unit_name(unit, generation), attempt))
 
 
 def finalise(
     output: str,
     identity: Identity,
-    plan: Plan,
-    parts: Mapping[int, Part],
+    tally: Tally,
     classes: Sequence[str],
     schema: pa.Schema,
+    before: ScoreManifest | None = None,
 ) -> ScoreManifest:
-    """Check the parts against the plan and create the manifest.
+    """Create the manifest over all parts; if another driver was first, its manifest stands.
+
+    Args:
+        output: the run's output.
+        identity: the run.
+        tally: of all parts of this generation.
+        classes: class names by index.
+        schema: columns of the predictions.
+        before: the manifest of the generation before, whose rejected records these parts are of.
 
     Raises:
-        VerificationError: a unit without its part, rows that do not add up, or a part of another run.
+        VerificationError: a unit without its part, or rows that do not add up.
     """
-    spec = identity.digest
-    footers = []
-    for unit in plan.units:
-        footer = parts[unit.number].footer if unit.number in parts else None
-        wrong = "is missing" if footer is None else footer_fault(footer, unit, spec)
-        if footer is None or wrong:
-            raise VerificationError(
-                f"{storage.join(output, part_path(unit.number))}: {wrong}; nothing was finished"
-            )
-        footers.append(footer)
-    labels: Counter[str] = Counter(dict.fromkeys(classes, 0))
-    reasons: Counter[str] = Counter()
-    for footer in footers:
-        labels.update(footer.labels)
-        reasons.update(footer.reasons)
-    manifest = ScoreManifest(
-        spec=spec,
-        bundle=identity.bundle,
-        classes=tuple(classes),
-        rows_in=sum(f.rows_in for f in footers),
-        rows_ok=sum(f.rows_ok for f in footers),
-        rows_bad=sum(f.rows_bad for f in footers),
-        label_counts=dict(labels),
-        confidence_counts=tuple(map(sum, zip(*(f.confidence for f in footers), strict=True))),
-        quarantine=dict(sorted(reasons.items())),
-        columns=tuple(Column(name=f.name, type=str(f.type)) for f in schema),
-        parts=tuple(_entry(parts[unit.number]) for unit in plan.units),
+    tally.require_whole()
+    table = tally.files_table()
+    labels, present, confidence = dict.fromkeys(classes, 0), dict[str, int](), tally.confidence.copy()
+    rows_ok = tally.rows_ok
+    if before is not None:
+        old = load_files(output, before)
+        table = pa.concat_tables([old.filter(pc.not_equal(old["role"], "quarantine")), table])
+        table = table.sort_by([("unit", "ascending"), ("generation", "ascending"), ("path", "ascending")])
+        labels |= before.label_counts
+        present |= before.present_counts
+        confidence += np.array(before.confidence_counts)
+        rows_ok += before.rows_ok
+    payload, sha256 = files_to_parquet(table)
+    files = PartFile(
+        path=f"_files-{sha256[:16]}.parquet", sha256=sha256, bytes=len(payload), rows=table.num_rows
     )
-    if not identity.rows == manifest.rows_in == manifest.rows_ok + manifest.rows_bad:
+    storage.create(storage.join(output, files.path), payload)
+    manifest = ScoreManifest(
+        generation=1 if before is None else before.generation + 1,
+        spec=identity.digest,
+        bundle=identity.bundle,
+        input=identity.input,
+        classes=tuple(classes),
+        rows_in=identity.rows,
+        rows_ok=rows_ok,
+        rows_bad=tally.rows_bad,
+        label_counts={name: labels.get(name, 0) + tally.labels[name] for name in {**labels, **tally.labels}},
+        confidence_counts=tuple(confidence.tolist()),
+        present_counts={
+            name: present.get(name, 0) + tally.present[name] for name in {**present, **tally.present}
+        },
+        quarantine=dict(sorted(tally.reasons.items())),
+        columns=tuple(Column(name=f.name, type=str(f.type)) for f in schema),
+        partition_by=identity.settings.get("partition_by"),
+        files=files,
+    )
+    if manifest.rows_in != manifest.rows_ok + manifest.rows_bad:
         raise VerificationError(
-            f"rows do not add up: {identity.rows} planned, {manifest.rows_in} read, {manifest.rows_ok} scored, "
+            f"rows do not add up: {manifest.rows_in} planned, {manifest.rows_ok} scored, "
             f"{manifest.rows_bad} quarantined; nothing was finished"
         )
-    if not storage.create(storage.join(output, MANIFEST_NAME), (to_json(manifest) + "\n").encode()):
-        return load_manifest(output) or manifest
+    place = storage.join(output, manifest_name(manifest.generation))
+    if not storage.create(place, (to_json(manifest) + "\n").encode()):
+        return _parse(ScoreManifest, storage.read_text(place), place)
     return manifest
-
-
-def footer_fault(footer: Footer, unit: Unit, spec: str) -> str:
-    """What is wrong with a part's footer for a unit, in words; "" if nothing."""
-    if footer.spec != spec:
-        return "belongs to another run"
-    if (footer.unit, footer.source, footer.start, footer.stop) != (
-        unit.number,
-        unit.path,
-        unit.start,
-        unit.stop,
-    ):
-        return f"is of rows {footer.start} to {footer.stop} of {footer.source}, not of the planned ones"
-    if not unit.rows == footer.rows_in == footer.rows_ok + footer.rows_bad:
-        counts = f"{unit.rows} planned, {footer.rows_in} in, {footer.rows_ok} ok, {footer.rows_bad} bad"
-        return f"rows do not add up: {counts}"
-    return ""
 
 
 def read_predictions(output: str) -> pa.Table:
@@ -252,32 +263,32 @@ def read_predictions(output: str) -> pa.Table:
     manifest = load_manifest(output)
     if manifest is None:
         raise UsageError(
-            f"{output!r} has no {MANIFEST_NAME}: the run is not finished; give the same command again"
+            f"{output!r} has no {manifest_name(1)}: the run is not finished; give the same command again"
         )
-    tables = [
-        pq.read_table(io.BytesIO(storage.read_bytes(storage.join(output, p.path)))) for p in manifest.parts
-    ]
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
-
-
-def _entry(part: Part) -> PartEntry:
-    footer = part.footer
-    return PartEntry(
-        path=part.path,
-        sha256=part.sha256,
-        bytes=part.bytes,
-        rows=footer.rows_ok,
-        rows_bad=footer.rows_bad,
-        quarantine=footer.quarantine,
-        quarantine_sha256=footer.quarantine_sha256,
+    files, by = load_files(output, manifest), manifest.partition_by
+    fs, inner = storage.filesystem(output)
+    paths = files.filter(pc.equal(files["role"], "data"))["path"].to_pylist()
+    types = {column.name: column.type for column in manifest.columns}
+    dataset = pads.dataset(
+        [storage.join(inner, path) for path in paths],
+        filesystem=fs,
+        format="parquet",
+        partitioning=pads.partitioning(pa.schema([(by, types[by])]), flavor="hive")
+        if by is not None
+        else None,
+        partition_base_dir=inner,
+    )
+    return (
+        dataset.to_table().select([column.name for column in manifest.columns]).replace_schema_metadata(None)
     )
 
 
-def _list_data(output: str) -> list[str]:
+def _list(output: str, folder: str) -> list[str]:
+    """Files below a folder of the output, now: object stores remember listings, and other workers write."""
     fs, _ = storage.filesystem(output)
-    fs.invalidate_cache()  # object stores remember listings, and other workers write
-    folder = storage.join(output, DATA)
-    return storage.list_files(folder) if storage.exists(folder) else []
+    fs.invalidate_cache()
+    place = storage.join(output, folder)
+    return storage.list_files(place) if storage.exists(place) else []
 
 
 def _refuse_strangers(output: str) -> None:
@@ -309,8 +320,8 @@ def _differences(output: str, old: Identity, new: Identity, plan: Plan) -> list[
             lines.append(
                 f"{name}: the run has {old.settings.get(name)!r}, this command {new.settings.get(name)!r}"
             )
-    before = {u.path: u.pin for u in load_plan(output, old)}
-    after = {u.path: u.pin for u in plan.units}
+    known = load_plan(output, old)
+    before, after = (dict(zip(p.paths, p.pins, strict=True)) for p in (known, plan))
     changed = sorted(p for p in {*before, *after} if before.get(p) != after.get(p))
     for path in changed[:_NAMED_FILES]:
         what = (

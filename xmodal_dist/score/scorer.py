@@ -6,8 +6,8 @@ Rows stay in input order; a record that cannot be used is rejected with its reas
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +23,9 @@ from xmodal_dist.errors import DecodeError
 from xmodal_dist.pipeline.decode import DecodedTable, RowError, decode_table
 from xmodal_dist.pipeline.fetch import fetch_media
 from xmodal_dist.score.outputs import SUBSET_PREFIX
-from xmodal_dist.score.source import Unit
+from xmodal_dist.score.plan import Unit
 
-__all__ = ["DecodedBatch", "Job", "Scorer"]
+__all__ = ["DecodedBatch", "Job", "Scorer", "record_ids"]
 
 _FETCHES_PER_THREAD = 8
 
@@ -48,6 +48,10 @@ class Job:
         top_k: classes listed for each record.
         batch_rows: records decoded and predicted at once.
         threads: decoders at work in one worker.
+        partition_by: column whose values become folders of the output, or None.
+        max_attempts: attempts at a unit that may die before its records are scored in a process apart.
+        generation: of the parts; above 1, rejected records are tried again.
+        retried: then unit -> the output's file of its records that were rejected.
     """
 
     bundle: str
@@ -63,6 +67,10 @@ class Job:
     top_k: int
     batch_rows: int
     threads: int
+    partition_by: str | None = None
+    max_attempts: int = 3
+    generation: int = 1
+    retried: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -110,7 +118,9 @@ class Scorer:
         _note(faults, fetch_errors)
         decoded = decode_table(values, self._bundle.specs, None)
         _note(faults, decoded.errors)
-        return DecodedBatch(rows, first_row, self._ids(rows, first_row), decoded, faults)
+        return DecodedBatch(
+            rows, first_row, record_ids(self._job, self._unit, rows, first_row), decoded, faults
+        )
 
     def predict(self, batch: DecodedBatch) -> tuple[pa.Table, list[Rejected]]:
         """Predictions of the usable rows, in order, and the other rows, each once with its first fault."""
@@ -139,13 +149,6 @@ class Scorer:
             for name, source in zip(spec.columns, columns, strict=True)
         ]
         return pa.table({name: _plain(column) for name, column in pairs})
-
-    def _ids(self, rows: pa.Table, first_row: int) -> pa.Array:
-        """Ids as strings, null where there is none."""
-        if self._job.id_column is None:
-            name = posixpath.basename(self._unit.path)
-            return pa.array([f"{name}#{first_row + i}" for i in range(rows.num_rows)], pa.string())
-        return _strings(rows.column(self._job.id_column))
 
     def _predict(
         self, fields: dict[str, Arrays], present: NDArray[np.bool_], rows: NDArray[np.int64]
@@ -199,6 +202,14 @@ class Scorer:
         copied = {name: rows.column(name) for name in job.passthrough}
         chosen = [copied[f.name] if f.name in copied else columns[f.name] for f in job.schema]
         return pa.table(chosen, schema=job.schema)
+
+
+def record_ids(job: Job, unit: Unit, rows: pa.Table, first_row: int) -> pa.Array:
+    """Ids of some rows of a unit as strings, null where there is none."""
+    if job.id_column is None:
+        name = posixpath.basename(unit.path)
+        return pa.array([f"{name}#{first_row + i}" for i in range(rows.num_rows)], pa.string())
+    return _strings(rows.column(job.id_column))
 
 
 def _note(faults: dict[int, RowError], errors_: Sequence[RowError]) -> None:

@@ -28,6 +28,10 @@ class ScoreSettings(Settings):
         batch_rows: records decoded and predicted at once.
         threads: decoders at work in one worker.
         max_bad_fraction: share of the input's records that may be rejected.
+        max_bad_fraction_per_file: share of one input file's records that may be.
+        partition_by: column of the output whose values become folders (``label=cat/``), as Hive, Spark and DuckDB read.
+        max_attempts: attempts at a unit that may die before its records are scored in a process apart, where the one
+            that kills its process is found and rejected.
     """
 
     id_column: str | None = None
@@ -43,8 +47,11 @@ class ScoreSettings(Settings):
     batch_rows: int = Field(256, ge=1)
     threads: int = Field(1, ge=1)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    max_bad_fraction_per_file: float = Field(1.0, ge=0, le=1)
+    partition_by: str | None = None
+    max_attempts: int = Field(3, ge=1)
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the output: a resumed run must have the same."""
-        same = {"batch_rows", "threads", "max_bad_fraction"}
+        same = {"batch_rows", "threads", "max_bad_fraction", "max_bad_fraction_per_file", "max_attempts"}
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in same}

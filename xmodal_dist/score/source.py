@@ -6,35 +6,31 @@ Planning reads every footer and fails closed: a file that cannot be scored whole
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
+import functools
 import posixpath
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, load_manifest
 from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.modalities.fields import FieldSpec
+from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.pipeline.rows import holds_bytes, holds_text, iter_row_groups
+from xmodal_dist.score.plan import Plan, Unit
 
-__all__ = [
-    "Need",
-    "Plan",
-    "Unit",
-    "make_plan",
-    "needs_of",
-    "plan_from_parquet",
-    "plan_to_parquet",
-    "read_unit",
-]
+__all__ = ["Need", "input_schema", "make_plan", "needs_of", "read_unit"]
 
-_FOOTER_READERS = 16
+_FOOTER_READERS = 8
+_REMOTE_FOOTER_READERS = 64
 _PIN_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
 _NAMED_COLUMNS = 20
 
@@ -57,59 +53,18 @@ class Need(NamedTuple):
     optional: bool = False
 
 
-class Unit(NamedTuple):
-    """Rows [start, stop) of one file: its row groups [group_start, group_stop).
-
-    ``pin`` is the file's size and entity tag or modification time when it was planned.
-    """
-
-    number: int
-    path: str
-    pin: str
-    group_start: int
-    group_stop: int
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the unit."""
-        return self.stop - self.start
-
-
-class Plan(NamedTuple):
-    """The units of a run in input order, and the columns of its first file.
+class _File(NamedTuple):
+    """A file's footer, as far as planning needs it.
 
     Attributes:
-        units: every row of every file in exactly one of them.
-        files: number of files.
-        schema: columns of the first file; the others have the same ones among those that are read.
+        pin: its size and tag.
+        groups: [G, 2] rows and compressed bytes of the columns that are read, by row group.
+        types: type of each column that is read, ``absent`` where it is not there.
     """
 
-    units: tuple[Unit, ...]
-    files: int
-    schema: pa.Schema
-
-    @property
-    def rows(self) -> int:
-        """Rows of all units."""
-        return sum(u.rows for u in self.units)
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 over the units and pins: equal for the same files with the same content."""
-        lines = (f"{u.path}\t{u.pin}\t{u.start}\t{u.stop}\n" for u in self.units)
-        digest = hashlib.sha256()
-        for line in lines:
-            digest.update(line.encode())
-        return digest.hexdigest()
-
-
-class _File(NamedTuple):
-    path: str
     pin: str
-    row_groups: tuple[tuple[int, int], ...]  # rows, bytes of the columns that are read
-    schema: pa.Schema
+    groups: NDArray[np.int64]
+    types: tuple[str, ...]
 
 
 def needs_of(specs: Sequence[FieldSpec], columns: Mapping[str, str]) -> list[Need]:
@@ -151,32 +106,63 @@ def make_plan(
         DataError: a file that is empty, truncated or unreadable, or that differs in a column's type; no rows at all.
     """
     paths = [path for given in inputs for path in _expand(given, split)]
+    pins: list[str] = []
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise UsageError(
             f"{twice[0]} is named twice by --input: its records would be scored twice; name it once"
         )
-    with ThreadPoolExecutor(_FOOTER_READERS, thread_name_prefix="footer") as pool:
-        files = list(pool.map(lambda path: _read_footer(path, needs), paths))
-    _check_types(files, needs)
-    units = tuple(_cut(files, unit_rows, unit_bytes))
-    if not units:
-        raise DataError(f"the input has no rows: {len(files)} empty tables in {', '.join(inputs)}")
-    return Plan(units, len(files), files[0].schema)
+    cuts = _Cuts(unit_rows, unit_bytes)
+    expected: tuple[str, ...] | None = None
+    threads = _FOOTER_READERS if storage.is_local(paths[0]) else _REMOTE_FOOTER_READERS
+    with ThreadPoolExecutor(threads, thread_name_prefix="footer") as pool:
+        read = functools.partial(_read_footer, needs=needs)
+        for path, file in zip(paths, map_ahead(read, paths, pool, ahead=4 * threads), strict=True):
+            expected = expected or file.types
+            _check_types(path, file.types, paths[0], expected, needs)
+            cuts.add(file.groups)
+            pins.append(file.pin)
+    plan = cuts.plan(paths, pins)
+    if not len(plan):
+        raise DataError(f"the input has no rows: {len(paths)} empty tables in {', '.join(inputs)}")
+    return plan
 
 
-def plan_to_parquet(plan: Plan) -> bytes:
-    """The units as one Parquet file."""
-    columns = map(list, zip(*plan.units, strict=True))
-    table = pa.table(dict(zip(Unit._fields, columns, strict=True)))
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+class _Cuts:
+    """Cuts files into units, one after the other."""
+
+    def __init__(self, unit_rows: int, unit_bytes: int) -> None:
+        self._unit_rows, self._unit_bytes = unit_rows, unit_bytes
+        self._files = 0
+        self._units = array("q")  # of each: file, first and last row group, first and last row
+
+    def add(self, groups: NDArray[np.int64]) -> None:
+        """Cut one file; a unit ends with the row group that reaches one of the limits."""
+        group_start = start = stop = size = 0
+        for group, (rows, group_bytes) in enumerate(groups.tolist()):
+            stop, size = stop + rows, size + group_bytes
+            full = stop - start >= self._unit_rows or size >= self._unit_bytes or group == len(groups) - 1
+            if full and stop > start:
+                self._units.extend((self._files, group_start, group + 1, start, stop))
+                group_start, start, size = group + 1, stop, 0
+        self._files += 1
+
+    def plan(self, paths: Sequence[str], pins: Sequence[str]) -> Plan:
+        """All units so far."""
+        units = np.frombuffer(self._units, dtype=np.int64).reshape(-1, 5)
+        return Plan(
+            paths=tuple(paths),
+            pins=tuple(pins),
+            file=units[:, 0].astype(np.int32),
+            groups=units[:, 1:3].astype(np.int32),
+            rows=units[:, 3:5].copy(),
+        )
 
 
-def plan_from_parquet(payload: bytes) -> tuple[Unit, ...]:
-    """The units of :func:`plan_to_parquet`."""
-    return tuple(Unit(**row) for row in pq.read_table(io.BytesIO(payload)).to_pylist())
+def input_schema(plan: Plan) -> pa.Schema:
+    """Columns of the first file; the others have the same ones among those that are read."""
+    with storage.open_read(plan.paths[0]) as handle:
+        return pq.read_schema(handle)
 
 
 def read_unit(unit: Unit, columns: Sequence[str], batch_rows: int) -> Iterator[pa.Table]:
@@ -242,9 +228,13 @@ def _read_footer(path: str, needs: Sequence[Need]) -> _File:
     _check_columns(path, schema, needs)
     used = {need.column for need in needs}
     places = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in used]
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    sizes = tuple((g.num_rows, sum(g.column(c).total_compressed_size for c in places)) for g in groups)
-    return _File(path, pin, sizes, schema)
+    sizes = [
+        (group.num_rows, sum(group.column(c).total_compressed_size for c in places))
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+    ]
+    known = set(schema.names)
+    types = tuple(str(schema.field(n.column).type) if n.column in known else "absent" for n in needs)
+    return _File(pin, np.array(sizes, dtype=np.int64).reshape(-1, 2), types)
 
 
 def _check_columns(path: str, schema: pa.Schema, needs: Sequence[Need]) -> None:
@@ -270,31 +260,15 @@ def _check_columns(path: str, schema: pa.Schema, needs: Sequence[Need]) -> None:
         )
 
 
-def _check_types(files: Sequence[_File], needs: Sequence[Need]) -> None:
-    first = files[0]
-    for file in files[1:]:
-        for need in needs:
-            found, expected = (
-                str(f.schema.field(need.column).type) if need.column in f.schema.names else "absent"
-                for f in (file, first)
+def _check_types(
+    path: str, types: Sequence[str], first_path: str, expected: Sequence[str], needs: Sequence[Need]
+) -> None:
+    for need, found, wanted in zip(needs, types, expected, strict=True):
+        if found != wanted:
+            raise DataError(
+                f"{path}: column {need.column!r} is {found}, but {wanted} in {first_path}; "
+                "score them in two runs, or write one of them again"
             )
-            if found != expected:
-                raise DataError(
-                    f"{file.path}: column {need.column!r} is {found}, but {expected} in {first.path}; "
-                    "score them in two runs, or write one of them again"
-                )
-
-
-def _cut(files: Sequence[_File], unit_rows: int, unit_bytes: int) -> Iterator[Unit]:
-    index = 0
-    for file in files:
-        group_start = start = stop = size = 0
-        for group, (rows, group_bytes) in enumerate(file.row_groups):
-            stop, size = stop + rows, size + group_bytes
-            full = stop - start >= unit_rows or size >= unit_bytes or group == len(file.row_groups) - 1
-            if full and stop > start:
-                yield Unit(index, file.path, file.pin, group_start, group + 1, start, stop)
-                index, group_start, start, size = index + 1, group + 1, stop, 0
 
 
 def _pin(path: str) -> tuple[int, str]:

@@ -1,34 +1,39 @@
-"""Scores one unit: read, decode and predict in micro-batches, then commit. Runs in an actor, and without Ray as well.
-
-A unit's rows stay in input order; a record that cannot be used is rejected with its reason, never left out.
-"""
+"""Scores one unit: read, decode and predict in micro-batches, then commit. Runs in an actor, and without Ray too."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
-from xmodal_dist import errors
+from xmodal_dist import errors, storage
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import CheckpointError, XmodalError
 from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.score import ledger
-from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Part, to_json
+from xmodal_dist.score.commit import commit, part_path, read_part
+from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
+from xmodal_dist.score.ids import IdHash
+from xmodal_dist.score.isolation import IsolatedScorer, ScoredBatch
+from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.scorer import Job, Scorer
-from xmodal_dist.score.source import Unit, read_unit
+from xmodal_dist.score.source import read_unit
 
-__all__ = ["ScoreWorker", "part_from_receipt", "score_unit"]
+__all__ = ["ScoreWorker", "receipt_of", "score_unit"]
 
 
 class ScoreWorker:
-    """Callable for ``map_batches`` with one unit a batch: a row of a unit in, a receipt out.
+    """Callable for ``map_batches``: a table of units in, a receipt a unit out, as each is committed.
 
     Args:
         job: what the workers of the run share.
@@ -40,19 +45,17 @@ class ScoreWorker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: Bundle | None = None
 
-    def __call__(self, units: pa.Table) -> pa.Table:
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Score and commit units. An error raised on purpose travels as a receipt, so that its class survives."""
-        receipts, failures, kinds = [], [], []
         for row in units.to_pylist():
             receipt = failure = kind = ""
             try:
-                receipt = to_json(score_unit(self._job, self._bundle(), self._device, Unit(**row)))
+                receipt = to_json(
+                    score_unit(self._job, self._bundle(), self._device, Unit(**row)), indent=None
+                )
             except XmodalError as error:
                 failure, kind = str(error), type(error).__name__
-            receipts.append(receipt)
-            failures.append(failure)
-            kinds.append(kind)
-        return pa.table({"part": receipts, "failure": failures, "kind": kinds})
+            yield pa.table({"receipt": [receipt], "failure": [failure], "kind": [kind]})
 
     def _bundle(self) -> Bundle:
         """The bundle, loaded once; with the first unit, so that an error has a receipt to travel on."""
@@ -66,53 +69,133 @@ class ScoreWorker:
         return self._loaded
 
 
-def part_from_receipt(receipt: dict[str, str]) -> Part:
-    """The part that a worker committed.
+def receipt_of(row: dict[str, str]) -> Receipt:
+    """What a worker told of a unit.
 
     Raises:
         XmodalError: what the worker raised, as its own class.
     """
-    if receipt["kind"]:
-        raise getattr(errors, receipt["kind"], XmodalError)(receipt["failure"])
-    return Part.model_validate_json(receipt["part"])
+    if row["failure"]:
+        raise getattr(errors, row["kind"])(row["failure"])
+    return Receipt.model_validate_json(row["receipt"])
 
 
-def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Part:
-    """Score one unit and commit it.
+def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Receipt:
+    """Score one unit and commit it, unless it is committed already.
+
+    An attempt that dies leaves a mark in the output. After ``job.max_attempts`` of them, records are scored in a
+    process apart, so that one that kills its process is found and rejected.
 
     Raises:
         DataError: its file is damaged or was replaced.
     """
-    scorer = Scorer(job, bundle, device, unit)
-    tables: list[pa.Table] = []
-    rejected: list[Rejected] = []
-    rows_in = 0
-    batches = _numbered(read_unit(unit, job.columns, job.batch_rows), unit.start)
-    # Threads decode while the model predicts.
-    with ThreadPoolExecutor(job.threads, thread_name_prefix="decode") as pool:
-        for decoded in map_ahead(scorer.decode, batches, pool, ahead=job.threads + 1):
-            predictions, bad = scorer.predict(decoded)
-            tables.append(predictions)
-            rejected.extend(bad)
-            rows_in += decoded.rows.num_rows
-    table = pa.concat_tables(tables) if tables else job.schema.empty_table()
-    probability = table.column("probability").to_numpy()
-    bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
-    footer = Footer(
-        spec=job.spec,
-        unit=unit.number,
-        attempt=uuid.uuid4().hex[:12],
-        source=unit.path,
-        start=unit.start,
-        stop=unit.stop,
-        rows_in=rows_in,
-        rows_ok=table.num_rows,
-        rows_bad=len(rejected),
-        labels=dict(Counter(table.column("label").to_pylist())),
-        confidence=tuple(bins.tolist()),
-        reasons=dict(Counter(r.reason for r in rejected)),
-    )
-    return ledger.commit(job.output, footer, table, rejected)
+    path = part_path(unit.number, job.generation, job.partition_by is not None)
+    if storage.exists(storage.join(job.output, path)):
+        return Receipt(part=read_part(job.output, path), scored=False)
+    attempt = uuid.uuid4().hex[:12]
+    died = ledger.begin_attempt(job.output, unit.number, attempt, job.generation)
+    try:
+        return _Attempt(job, bundle, device, unit, attempt).run(isolated=died >= job.max_attempts)
+    finally:
+        ledger.end_attempt(job.output, unit.number, attempt, job.generation)
+
+
+class _Attempt:
+    """One attempt at a unit, and where its time goes."""
+
+    def __init__(self, job: Job, bundle: Bundle, device: torch.device, unit: Unit, attempt: str) -> None:
+        self._job, self._bundle, self._device, self._unit, self._name = job, bundle, device, unit, attempt
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def run(self, isolated: bool) -> Receipt:
+        """Score and commit."""
+        began_cpu_s = time.process_time()
+        tables: list[pa.Table] = []
+        rejected: list[Rejected] = []
+        ids, rows_in = IdHash(), 0
+        for batch in self._isolated() if isolated else self._overlapped():
+            tables.append(batch.table)
+            rejected.extend(batch.rejected)
+            ids.add(batch.ids)
+            rows_in += len(batch.ids)
+        table = pa.concat_tables(tables) if tables else self._job.schema.empty_table()
+        footer = self._footer(table, rejected, rows_in, ids.hexdigest())
+        with self._stage("commit"):
+            part, won = commit(self._job.output, footer, table, rejected, self._job.partition_by)
+        return Receipt(
+            part=part,
+            scored=won,
+            isolated=isolated,
+            seconds=dict(self._seconds),
+            cpu_s=time.process_time() - began_cpu_s,
+        )
+
+    def _overlapped(self) -> Iterator[ScoredBatch]:
+        """Threads read and decode while the model predicts."""
+        scorer = Scorer(self._job, self._bundle, self._device, self._unit)
+        with ThreadPoolExecutor(self._job.threads, thread_name_prefix="decode") as pool:
+            batches = map_ahead(scorer.decode, self._batches(), pool, ahead=self._job.threads + 1)
+            while True:
+                with self._stage("wait_for_data"):
+                    decoded = next(batches, None)
+                if decoded is None:
+                    return
+                with self._stage("predict"):
+                    scored = ScoredBatch.of(scorer, decoded)
+                yield scored
+
+    def _isolated(self) -> Iterator[ScoredBatch]:
+        with IsolatedScorer(self._job, self._unit) as scorer:
+            for rows, first_row in self._batches():
+                with self._stage("isolated"):
+                    scored = scorer.score(rows, first_row)
+                yield from scored
+
+    def _batches(self) -> Iterator[tuple[pa.Table, int]]:
+        """The rows to score, with the number of their first row."""
+        batches = _numbered(read_unit(self._unit, self._job.columns, self._job.batch_rows), self._unit.start)
+        again = self._job.retried.get(self._unit.number)
+        if again is None:
+            return batches
+        payload = storage.read_bytes(storage.join(self._job.output, again))
+        wanted = pq.read_table(pa.BufferReader(payload), columns=["row"])["row"].to_numpy()
+        return _only(batches, set(wanted.tolist()))
+
+    def _footer(self, table: pa.Table, rejected: list[Rejected], rows_in: int, ids: str) -> Footer:
+        job, unit = self._job, self._unit
+        probability = table.column("probability").to_numpy()
+        bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
+        shown = pc.value_counts(table.column("modalities").combine_chunks().flatten()).to_pylist()
+        return Footer(
+            spec=job.spec,
+            unit=unit.number,
+            generation=job.generation,
+            attempt=self._name,
+            source=unit.path,
+            start=unit.start,
+            stop=unit.stop,
+            rows_in=rows_in,
+            rows_ok=table.num_rows,
+            rows_bad=len(rejected),
+            ids=ids,
+            labels=_counts(table.column("label")),
+            confidence=tuple(bins.tolist()),
+            present={found["values"]: found["counts"] for found in shown},
+            reasons=dict(Counter(r.reason for r in rejected)),
+        )
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - began_s
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """Value -> rows; null is ``""``."""
+    return {found["values"] or "": found["counts"] for found in pc.value_counts(column).to_pylist()}
 
 
 def _numbered(tables: Iterable[pa.Table], row: int) -> Iterator[tuple[pa.Table, int]]:
@@ -120,3 +203,14 @@ def _numbered(tables: Iterable[pa.Table], row: int) -> Iterator[tuple[pa.Table, 
     for table in tables:
         yield table, row
         row += table.num_rows
+
+
+def _only(batches: Iterable[tuple[pa.Table, int]], wanted: set[int]) -> Iterator[tuple[pa.Table, int]]:
+    """Only the wanted rows, each run of neighbours as a batch."""
+    for table, first_row in batches:
+        rows = [row for row in range(first_row, first_row + table.num_rows) if row in wanted]
+        start = 0
+        for index in range(1, len(rows) + 1):
+            if index == len(rows) or rows[index] != rows[index - 1] + 1:
+                yield table.slice(rows[start] - first_row, index - start), rows[start]
+                start = index
