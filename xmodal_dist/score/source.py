@@ -29,7 +29,7 @@ from xmodal_dist.score.plan import Plan, Unit
 
 __all__ = ["Need", "input_schema", "make_plan", "needs_of", "read_unit"]
 
-_FOOTER_READERS = 8
+_FOOTER_READERS = 2
 _REMOTE_FOOTER_READERS = 64
 _PIN_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
 _NAMED_COLUMNS = 20

@@ -1,0 +1,98 @@
+"""A record that kills its process: it is found and rejected, and every other record of its unit is scored."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from xmodal_dist.bundle import Bundle, build_model, save_bundle
+from xmodal_dist.dataset.manifest import load_manifest
+from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.score import ledger
+from xmodal_dist.score.verify import verify_scoring
+
+ROWS = 60
+POISON = 37
+
+# Every process of the run imports this by itself, children of workers included.
+SITECUSTOMIZE = """
+import importlib.util, os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "xmodal_dist.score.scorer":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            decode = module.Scorer.decode
+
+            def decode_or_die(self, batch):
+                if "poison" in batch[0].column("id").to_pylist():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return decode(self, batch)
+
+            module.Scorer.decode = decode_or_die
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+COMMAND = """
+import sys
+from xmodal_dist import runtime
+from xmodal_dist.score.job import score
+from xmodal_dist.score.settings import ScoreSettings
+settings = ScoreSettings(unit_rows=30, batch_rows=8, max_bad_fraction=0.1)
+with runtime.connect(num_cpus=1):
+    score(sys.argv[1], [sys.argv[2]], sys.argv[3], settings, num_workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
+    tiny_dataset: str, tmp_path: Path
+) -> None:
+    manifest = load_manifest(tiny_dataset)
+    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
+    torch.manual_seed(3)
+    model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
+    save_bundle(str(tmp_path / "bundle"), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {}))
+    shards = [s for s in manifest.shards if s.split == "train"]
+    records = pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards]).slice(0, ROWS)
+    ids = ["poison" if row == POISON else str(row) for row in range(ROWS)]
+    records = records.set_column(records.column_names.index("id"), "id", pa.array(ids))
+    pq.write_table(records, tmp_path / "in.parquet", row_group_size=30)
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    path = os.pathsep.join([str(tmp_path / "hooks"), os.environ.get("PYTHONPATH", "")])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {"PYTHONPATH": path}
+    output = str(tmp_path / "out")
+    subprocess.run(
+        [sys.executable, "-c", COMMAND, str(tmp_path / "bundle"), str(tmp_path / "in.parquet"), output],
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    done = ledger.load_manifest(output)
+    assert done is not None
+    assert (done.rows_in, done.rows_ok, done.quarantine) == (ROWS, ROWS - 1, {"decoder_crashed": 1})
+    files = ledger.load_files(output, done).to_pylist()
+    (quarantine,) = (file["path"] for file in files if file["role"] == "quarantine")
+    (rejected,) = pq.read_table(Path(output, quarantine)).to_pylist()
+    assert (rejected["id"], rejected["row"]) == ("poison", POISON)
+    assert ledger.read_predictions(output).column("id").to_pylist() == [i for i in ids if i != "poison"]
+    assert verify_scoring(output) == (0, 0, [])
