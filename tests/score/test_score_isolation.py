@@ -70,7 +70,9 @@ def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
     specs = fit_fields(tiny_dataset, manifest, {}, 1000)
     torch.manual_seed(3)
     model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
-    save_bundle(str(tmp_path / "bundle"), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {}))
+    save_bundle(
+        str(tmp_path / "bundle"), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {})
+    )
     shards = [s for s in manifest.shards if s.split == "train"]
     records = pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards]).slice(0, ROWS)
     ids = ["poison" if row == POISON else str(row) for row in range(ROWS)]
@@ -79,7 +81,9 @@ def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(SITECUSTOMIZE)
     path = os.pathsep.join([str(tmp_path / "hooks"), os.environ.get("PYTHONPATH", "")])
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {"PYTHONPATH": path}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
+        "PYTHONPATH": path
+    }
     output = str(tmp_path / "out")
     subprocess.run(
         [sys.executable, "-c", COMMAND, str(tmp_path / "bundle"), str(tmp_path / "in.parquet"), output],
