@@ -88,8 +88,11 @@ def list_files(path: str, suffix: str = "") -> list[str]:
     fs, inner = filesystem(path)
     if fs.isfile(inner):
         return [path]
-    found = [str(p) for p in fs.find(inner) if str(p).endswith(suffix)]
-    return sorted(found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(p)) for p in found])
+    if isinstance(fs, LocalFileSystem):
+        # Names alone: fsspec would hold a dictionary for each of perhaps a million files.
+        walk = ((folder, name) for folder, _, names in os.walk(inner, followlinks=True) for name in names)
+        return sorted(os.path.join(folder, name) for folder, name in walk if name.endswith(suffix))
+    return sorted(str(fs.unstrip_protocol(p)) for p in fs.find(inner) if str(p).endswith(suffix))
 
 
 def open_read(path: str) -> IO[bytes]:

@@ -51,7 +51,9 @@ def rage(
     """Score ``source`` into ``output`` with several drivers at once, killing until the number is reached.
 
     Args:
-        bundle, source, output: of the run.
+        bundle: of the run.
+        source: its input.
+        output: of the run.
         folder: for the drivers' process ids.
         drivers: at work at any time; one that is killed is started again.
         min_kills: the storm ends after so many.
