@@ -40,11 +40,12 @@ def test_a_loaded_bundle_predicts_what_the_saved_one_did(
     batch = reader.read(next(order.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
     masks = subsets(bundle.specs)
     ours, theirs = bundle.predict(batch, masks), loaded.predict(batch, masks)
-    assert list(ours) == ["", *masks]
-    for name, probabilities in ours.items():
-        assert torch.equal(probabilities, theirs[name])
-        assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(batch)))
-    assert torch.equal(ours[""], ours["+".join(s.name for s in bundle.specs)])
+    assert list(ours.logits) == ["", *masks]
+    for name, logits in ours.logits.items():
+        assert torch.equal(logits, theirs.logits[name]) and logits.shape == (len(batch), 3)
+    assert torch.equal(ours.logits[""], ours.logits["+".join(s.name for s in bundle.specs)])
+    assert torch.equal(ours.features, theirs.features) and ours.features.shape == (len(batch), 3, 16)
+    assert torch.equal(ours.embedding, theirs.embedding) and len(ours.embedding) == len(batch)
 
 
 def test_subsets_are_all_non_empty_sets_single_fields_first(bundle: Bundle) -> None:

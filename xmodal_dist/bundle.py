@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -27,10 +27,24 @@ from xmodal_dist.errors import CheckpointError
 from xmodal_dist.modalities.fields import FieldSpec, transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 
-__all__ = ["Bundle", "build_model", "check_files", "load_bundle", "save_bundle", "subsets"]
+__all__ = ["Bundle", "Prediction", "build_model", "check_files", "load_bundle", "save_bundle", "subsets"]
 
 _VERSION = 1
 _LAST = "MANIFEST.json"
+
+
+class Prediction(NamedTuple):
+    """What a model says of B records; float32, on the model's device.
+
+    Attributes:
+        logits: [B, C] by name of the mask; ``""`` is with all fields that a record has.
+        features: [B, M, D] of each field alone; those of the field's stand-in where it is absent.
+        embedding: [B, E], what the logits ``""`` were made from.
+    """
+
+    logits: dict[str, torch.Tensor]
+    features: torch.Tensor
+    embedding: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -56,8 +70,8 @@ class Bundle:
     fingerprint: str = ""
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> dict[str, torch.Tensor]:
-        """Class probabilities [B, C] (float32, on the CPU) with all fields under ``""``, and for every mask given.
+    def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> Prediction:
+        """Predictions with all fields that a record has, and for every mask given.
 
         Args:
             batch: decoded records on the model's device.
@@ -70,10 +84,11 @@ class Bundle:
         shown = {"": batch.present}
         for name, mask in masks.items():
             shown[name] = batch.present & torch.tensor(mask, device=batch.present.device)
-        return {
-            name: self.model.fuse(features, present, field_logits=field_logits).float().softmax(dim=-1).cpu()
+        logits = {
+            name: self.model.fuse(features, present, field_logits=field_logits).float()
             for name, present in shown.items()
         }
+        return Prediction(logits, features.float(), self.model.embed(features, batch.present).float())
 
 
 def subsets(specs: Sequence[FieldSpec]) -> dict[str, list[bool]]:

@@ -28,6 +28,7 @@ from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.score.job import prepare, score
+from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
@@ -67,8 +68,9 @@ def _score_here(bundle: str, inputs: list[str], output: Path, **settings: Any) -
     run = prepare(bundle, inputs, str(output), chosen)
     ledger.open_run(str(output), run.identity, run.plan)
     tally = Tally(run.plan, run.identity.digest)
+    predictor = Predictor(run.model, CPU, chosen)
     for unit in run.plan:
-        tally.add(score_unit(run.job, run.model, CPU, unit).part)
+        tally.add(score_unit(run.job, predictor, unit).part)
     manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
     assert verify_scoring(str(output)) == (0, 0, [])
     return manifest

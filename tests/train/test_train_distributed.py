@@ -126,7 +126,7 @@ def test_test_predictions_are_the_same_on_one_and_two_workers(
     order = Schedule(load_manifest(tiny_dataset), 0, 1, 64, 64)
     reader = ChunkReader(tiny_dataset, bundles[0].specs, order)
     batch = reader.read(next(order.chunks("test", 0, 0, 1, augment=False))).records.to_batch()
-    ours, theirs = (bundle.predict(batch, {})[""] for bundle in bundles)
+    ours, theirs = (bundle.predict(batch, {}).logits[""].softmax(dim=-1) for bundle in bundles)
     assert torch.equal(ours, theirs)
 
 

@@ -129,6 +129,21 @@ class CrossModalClassifier(nn.Module):
         logits: torch.Tensor = self.fusion(features, field_logits, present, keys)
         return logits
 
+    def embed(self, features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """What the fused logits of :meth:`fuse` are made from: features [B, ``fusion.embedding_width``], no dropout.
+
+        Args:
+            features: [B, M, D] from :meth:`encode`.
+            present: [B, M] bool.
+        """
+        embedding: torch.Tensor = self.fusion.embed(self._fill(features, present), present, None)
+        return embedding
+
+    def compile_encoders(self) -> None:
+        """Compile the encoders in place, for batches of any number of rows; each is compiled when it is next called."""
+        for encoder in self._encoders:
+            encoder.compile(dynamic=True)
+
     def drop_modalities(self, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
         """``present`` with fields hidden at random in training, a pure function of the keys; each row keeps one."""
         if keys is None or not self.training or self.settings.modality_dropout == 0.0:

@@ -1,7 +1,8 @@
 """Fusions: features of all fields and which of them are there -> logits.
 
 Every fusion has the same call, ``fusion(features [B, M, D], field_logits [B, M, C], present [B, M], keys) -> [B, C]``,
-gives an absent field no weight and gives finite logits also where no field is present.
+gives an absent field no weight and gives finite logits also where no field is present. Its
+``embed(features, present, keys) -> [B, embedding_width]`` are the fused features that such logits are made from.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LateFusion(nn.Module):
 
     def __init__(self, num_fields: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        del width, num_classes, dropout
+        del num_classes, dropout
+        self.embedding_width = width
         self.scores = nn.Parameter(torch.zeros(num_fields))
 
     def forward(
@@ -43,8 +45,16 @@ class LateFusion(nn.Module):
     ) -> torch.Tensor:
         """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del features, keys
+        return self._average(field_logits, present)
+
+    def embed(self, features: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """The fields' features under the weights of their logits [B, D]; no features are shared by all heads here."""
+        del keys
+        return self._average(features, present)
+
+    def _average(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         weights = _weights(self.scores.expand_as(present), present)
-        return (weights.unsqueeze(-1) * field_logits).sum(dim=1)
+        return (weights.unsqueeze(-1) * values).sum(dim=1)
 
 
 class ConcatFusion(nn.Module):
@@ -52,6 +62,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, num_fields: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
+        self.embedding_width = 2 * width
         self.dropout = RecordDropout(dropout, _DROPOUT_STREAM)
         self.hidden = nn.Linear(num_fields * width, 2 * width)
         self.output = nn.Linear(2 * width, num_classes)
@@ -64,10 +75,14 @@ class ConcatFusion(nn.Module):
         keys: torch.Tensor | None,
     ) -> torch.Tensor:
         """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
-        del field_logits, present
-        hidden = nn.functional.silu(self.hidden(self.dropout(features.flatten(1), keys)))
-        logits: torch.Tensor = self.output(hidden)
+        del field_logits
+        logits: torch.Tensor = self.output(self.embed(features, present, keys))
         return logits
+
+    def embed(self, features: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """The hidden layer [B, 2 D]."""
+        del present
+        return nn.functional.silu(self.hidden(self.dropout(features.flatten(1), keys)))
 
 
 class GatedFusion(nn.Module):
@@ -75,6 +90,7 @@ class GatedFusion(nn.Module):
 
     def __init__(self, num_fields: int, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
+        self.embedding_width = width
         self.dropout = RecordDropout(dropout, _DROPOUT_STREAM)
         self.values = nn.ModuleList(nn.Linear(width, width) for _ in range(num_fields))
         self.gates = nn.Linear(num_fields * width, num_fields * width)
@@ -89,11 +105,15 @@ class GatedFusion(nn.Module):
     ) -> torch.Tensor:
         """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del field_logits
+        logits: torch.Tensor = self.output(self.embed(features, present, keys))
+        return logits
+
+    def embed(self, features: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """The gated sum of the fields' values [B, D]."""
         features = self.dropout(features, keys)
         values = torch.stack([value(features[:, m]) for m, value in enumerate(self.values)], dim=1).tanh()
         gates = _weights(self.gates(features.flatten(1)).view_as(features), present)
-        logits: torch.Tensor = self.output((gates * values).sum(dim=1))
-        return logits
+        return (gates * values).sum(dim=1)
 
 
 FUSIONS: dict[FusionKind, type[LateFusion] | type[ConcatFusion] | type[GatedFusion]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -20,6 +21,7 @@ from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.score.plan import Unit
+from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.scorer import DecodedBatch, Job, Scorer, record_ids
 
 __all__ = ["IsolatedScorer", "ScoredBatch"]
@@ -29,17 +31,26 @@ _TIMEOUT_S = 600.0
 
 
 class ScoredBatch(NamedTuple):
-    """Rows of a unit, scored: predictions, rejected records, and the ids of all rows, "" where there is none."""
+    """Rows of a unit, scored.
+
+    Attributes:
+        table: predictions.
+        rejected: the other records.
+        ids: of all rows, "" where there is none.
+        present: field -> rows that could be decoded in which it is there.
+    """
 
     table: pa.Table
     rejected: list[Rejected]
     ids: list[str]
+    present: dict[str, int]
 
     @staticmethod
-    def of(scorer: Scorer, batch: DecodedBatch) -> ScoredBatch:
+    def of(job: Job, unit: Unit, scorer: Scorer, batch: DecodedBatch) -> ScoredBatch:
         """Predict a decoded batch."""
         table, rejected = scorer.predict(batch)
-        return ScoredBatch(table, rejected, pc.fill_null(batch.ids, "").to_pylist())
+        ids = pc.fill_null(record_ids(job, unit, batch.rows, batch.first_row), "").to_pylist()
+        return ScoredBatch(table, rejected, ids, scorer.present(batch))
 
 
 class IsolatedScorer:
@@ -69,7 +80,7 @@ class IsolatedScorer:
         if rows.num_rows == 1:
             name = record_ids(self._job, self._unit, rows, first_row)[0].as_py() or ""
             rejected = Rejected.of(fault, self._unit.path, first_row, name, "")
-            return [ScoredBatch(self._job.schema.empty_table(), [rejected], [name])]
+            return [ScoredBatch(self._job.schema.empty_table(), [rejected], [name], {})]
         half = rows.num_rows // 2
         return [*self.score(rows.slice(0, half), first_row), *self.score(rows.slice(half), first_row + half)]
 
@@ -77,9 +88,9 @@ class IsolatedScorer:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork would take over threads' locks
             self._pool = ProcessPoolExecutor(1, context, _start_child, (self._job, self._unit))
-        payload = self._pool.submit(_score_in_child, _to_ipc(rows), first_row).result(timeout=_TIMEOUT_S)
-        table, rejected, ids = payload
-        return ScoredBatch(_from_ipc(table), rejected, ids)
+        job = self._pool.submit(_score_in_child, _to_ipc(rows), first_row)
+        table, rejected, ids, present = job.result(timeout=_TIMEOUT_S)
+        return ScoredBatch(_from_ipc(table), rejected, ids, present)
 
     def _stop(self) -> None:
         if self._pool is not None:
@@ -89,19 +100,23 @@ class IsolatedScorer:
             self._pool = None
 
 
-_CHILD: list[Scorer] = []
+_CHILD: list[Callable[[pa.Table, int], ScoredBatch]] = []
 
 
 def _start_child(job: Job, unit: Unit) -> None:
     torch.set_num_threads(job.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _CHILD.append(Scorer(job, load_bundle(job.bundle, device), device, unit))
+    scorer = Scorer(job, Predictor(load_bundle(job.bundle, device), device, job.settings), unit)
+
+    def score(rows: pa.Table, first_row: int) -> ScoredBatch:
+        return ScoredBatch.of(job, unit, scorer, scorer.decode((rows, first_row)))
+
+    _CHILD.append(score)
 
 
-def _score_in_child(rows: bytes, first_row: int) -> tuple[bytes, list[Rejected], list[str]]:
-    scorer = _CHILD[0]
-    scored = ScoredBatch.of(scorer, scorer.decode((_from_ipc(rows), first_row)))
-    return _to_ipc(scored.table), scored.rejected, scored.ids
+def _score_in_child(rows: bytes, first_row: int) -> tuple[bytes, list[Rejected], list[str], dict[str, int]]:
+    scored = _CHILD[0](_from_ipc(rows), first_row)
+    return _to_ipc(scored.table), scored.rejected, scored.ids, scored.present
 
 
 def _to_ipc(table: pa.Table) -> bytes:

@@ -169,7 +169,7 @@ class _Driver:
     def __init__(self, run: Run, tally: Tally, settings: ScoreSettings) -> None:
         self._run, self._tally, self._settings = run, tally, settings
         self._output = run.job.output
-        self._partitioned = run.job.partition_by is not None
+        self._partitioned = run.job.settings.partition_by is not None
         now = datetime.datetime.now(datetime.UTC)
         self._name = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         self._unwritten: list[Part] = []
@@ -287,11 +287,8 @@ def _job(
         label_column=LABEL if settings.evaluation else None,
         passthrough=settings.passthrough,
         media_root=settings.media_root,
-        top_k=min(settings.top_k, len(model.classes)),
-        batch_rows=settings.batch_rows,
         threads=settings.threads,
-        partition_by=settings.partition_by,
-        max_attempts=settings.max_attempts,
+        settings=settings,
     )
 
 

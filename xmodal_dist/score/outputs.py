@@ -1,36 +1,70 @@
-"""The columns of a scoring output."""
+"""The columns of a scoring output, and those of their values that come from the model."""
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from xmodal_dist.bundle import Bundle, subsets
 from xmodal_dist.errors import UsageError
 from xmodal_dist.score.settings import ScoreSettings
 
-__all__ = ["SUBSET_PREFIX", "output_schema", "subset_names"]
+__all__ = [
+    "ABSTAINED",
+    "EMBEDDING",
+    "EMBEDDING_PREFIX",
+    "FEATURES",
+    "LOGITS",
+    "PROBABILITIES",
+    "SUBSET_PREFIX",
+    "output_schema",
+    "prediction_columns",
+    "subset_names",
+]
 
+PROBABILITIES, LOGITS, EMBEDDING, FEATURES = "probabilities", "logits", "embedding", "features"
+"""What a model says of n records: [n, C], [n, C], [n, E] and, of each field, [n, M, D]; ``SUBSET_PREFIX`` + name of a
+subset is [n, C]."""
 SUBSET_PREFIX = "subset:"
+EMBEDDING_PREFIX = "embedding:"
+ABSTAINED = "(abstained)"
+"""Stands for no label where labels are counted."""
 
 
 def output_schema(
     bundle: Bundle, settings: ScoreSettings, source: pa.Schema, id_column: str | None
 ) -> pa.Schema:
-    """Columns of every part; the elements of lists have the name that Parquet gives them."""
-    all_classes = pa.list_(pa.field("element", pa.float32()), len(bundle.classes))
+    """Columns of every part; the elements of lists have the name that Parquet gives them.
+
+    Raises:
+        UsageError: two columns of one name, or settings that contradict each other.
+    """
+    if settings.evaluation and settings.abstain_below is not None:
+        raise UsageError(
+            "score.abstain_below leaves records without a label, and evaluation needs all of them"
+        )
+    all_classes = _vectors(len(bundle.classes))
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
     if settings.evaluation and not id_column:
         names = [("id", pa.string()), *names]
-    columns = [
-        *names,
-        ("label", pa.string()),
-        ("probability", pa.float32()),
-        ("top_k", pa.list_(pa.field("element", pair))),
-        ("modalities", pa.list_(pa.field("element", pa.string()))),
-    ]
+    columns = [*names, ("label", pa.string()), ("probability", pa.float32())]
+    if settings.abstain_below is not None:
+        columns.append(("abstained", pa.bool_()))
+    if settings.top_k:
+        columns.append(("top_k", pa.list_(pa.field("element", pair))))
+    if settings.modalities or settings.evaluation:
+        columns.append(("modalities", pa.list_(pa.field("element", pa.string()))))
     if settings.probabilities or settings.evaluation:
-        columns.append(("probabilities", all_classes))
+        columns.append((PROBABILITIES, all_classes))
+    if settings.logits:
+        columns.append((LOGITS, all_classes))
+    if settings.embedding:
+        columns.append((EMBEDDING, _vectors(bundle.model.fusion.embedding_width)))
+    if settings.embeddings:
+        features = _vectors(bundle.settings.width)
+        columns += [(EMBEDDING_PREFIX + spec.name, features) for spec in bundle.specs]
     if settings.evaluation:
         columns += [("truth", pa.string()), *((name, all_classes) for name in subset_names(bundle))]
     taken = {name for name, _ in columns}
@@ -46,3 +80,72 @@ def output_schema(
 def subset_names(bundle: Bundle) -> list[str]:
     """Names of the columns that evaluation adds for the fields' subsets."""
     return [SUBSET_PREFIX + name for name in subsets(bundle.specs)]
+
+
+def prediction_columns(
+    bundle: Bundle,
+    settings: ScoreSettings,
+    values: dict[str, NDArray[np.float32]],
+    present: NDArray[np.bool_],
+) -> dict[str, pa.Array]:
+    """Every column of n records that the model's word decides.
+
+    Args:
+        bundle: names the classes and fields.
+        settings: which columns.
+        values: what the model says of them, by the names above.
+        present: [n, M].
+    """
+    classes = pa.array(bundle.classes, pa.string())
+    fused = values[PROBABILITIES]
+    top = _top(fused, min(max(1, settings.top_k), fused.shape[1]))
+    best = np.take_along_axis(fused, top, axis=1)
+    abstained = np.zeros(len(best), dtype=np.bool_)
+    if settings.abstain_below is not None:
+        abstained = best[:, 0] < settings.abstain_below
+    columns = {
+        "label": classes.take(pa.array(top[:, 0], mask=abstained)),
+        "probability": pa.array(best[:, 0]),
+        "abstained": pa.array(abstained),
+    }
+    if settings.top_k:
+        pairs = [classes.take(pa.array(top.ravel())), pa.array(best.ravel())]
+        counts = np.full(len(top), top.shape[1])
+        columns["top_k"] = _lists(pa.StructArray.from_arrays(pairs, ["label", "probability"]), counts)
+    if settings.modalities or settings.evaluation:
+        names = pa.array([spec.name for spec in bundle.specs], pa.string())
+        columns["modalities"] = _lists(names.take(pa.array(np.nonzero(present)[1])), present.sum(axis=1))
+    if settings.embeddings:
+        for place, spec in enumerate(bundle.specs):
+            features = values[FEATURES][:, place]
+            columns[EMBEDDING_PREFIX + spec.name] = _fixed(features, ~present[:, place])
+    plain = {name: vectors for name, vectors in values.items() if name != FEATURES}
+    return columns | {name: _fixed(vectors) for name, vectors in plain.items()}
+
+
+def _top(probabilities: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Classes of the highest probabilities [n, count], falling; equal ones in the order of the classes."""
+    if count * 8 > probabilities.shape[1]:
+        return np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+    rest = probabilities.copy()
+    rows = np.arange(len(rest))
+    top = np.empty((len(rest), count), dtype=np.int64)
+    for place in range(count):
+        top[:, place] = rest.argmax(axis=1)
+        rest[rows, top[:, place]] = -np.inf
+    return top
+
+
+def _vectors(width: int) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float32()), width)
+
+
+def _lists(values: pa.Array, lengths: NDArray[np.int64]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _fixed(values: NDArray[np.float32], missing: NDArray[np.bool_] | None = None) -> pa.Array:
+    kind = _vectors(values.shape[1])
+    mask = None if missing is None else pa.array(missing)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind, mask=mask)

@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
-from xmodal_dist.batch import Arrays, Records
-from xmodal_dist.bundle import Bundle, subsets
+from xmodal_dist.batch import Batch
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.pipeline.decode import DecodedTable, RowError, decode_table
 from xmodal_dist.pipeline.fetch import fetch_media
-from xmodal_dist.score.outputs import SUBSET_PREFIX
+from xmodal_dist.score.outputs import prediction_columns
 from xmodal_dist.score.plan import Unit
+from xmodal_dist.score.predictor import Predicted, Predictor, records_of
+from xmodal_dist.score.settings import ScoreSettings
 
 __all__ = ["DecodedBatch", "Job", "Scorer", "record_ids"]
 
@@ -45,11 +45,8 @@ class Job:
         label_column: input column of the true class in evaluation, else None.
         passthrough: input columns copied to the output.
         media_root: where relative media paths start; None takes the folder of the input file.
-        top_k: classes listed for each record.
-        batch_rows: records decoded and predicted at once.
         threads: decoders at work in one worker.
-        partition_by: column whose values become folders of the output, or None.
-        max_attempts: attempts at a unit that may die before its records are scored in a process apart.
+        settings: of the run.
         generation: of the parts; above 1, rejected records are tried again.
         retried: then unit -> the output's file of its records that were rejected.
     """
@@ -64,11 +61,8 @@ class Job:
     label_column: str | None
     passthrough: tuple[str, ...]
     media_root: str | None
-    top_k: int
-    batch_rows: int
     threads: int
-    partition_by: str | None = None
-    max_attempts: int = 3
+    settings: ScoreSettings
     generation: int = 1
     retried: Mapping[int, str] = field(default_factory=dict)
 
@@ -81,29 +75,32 @@ class Job:
 
 
 class DecodedBatch(NamedTuple):
-    """A micro-batch before prediction; ``faults`` by row of the batch."""
+    """A micro-batch before prediction.
+
+    Attributes:
+        rows: as read.
+        first_row: number of its first row in the input file.
+        decoded: values of all rows.
+        faults: row of the batch -> why it cannot be used.
+        usable: [n] int64, the other rows.
+        batch: these on the model's device; None if there are none.
+    """
 
     rows: pa.Table
     first_row: int
-    ids: pa.Array
     decoded: DecodedTable
     faults: dict[int, RowError]
-
-
-class _Usable(NamedTuple):
-    """The rows of a micro-batch that got predictions, and the probabilities [n, C] by name of the subset."""
-
-    rows: NDArray[np.int64]
-    probabilities: dict[str, NDArray[np.float32]]
+    usable: NDArray[np.int64]
+    batch: Batch | None
 
 
 class Scorer:
     """Turns micro-batches of one unit into predictions."""
 
-    def __init__(self, job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> None:
-        self._job, self._bundle, self._device, self._unit = job, bundle, device, unit
+    def __init__(self, job: Job, predictor: Predictor, unit: Unit) -> None:
+        self._job, self._predictor, self._unit = job, predictor, unit
+        self._bundle = predictor.bundle
         self._base = job.media_root or posixpath.dirname(unit.path)
-        self._masks = subsets(bundle.specs) if job.label_column is not None else {}
 
     def decode(self, batch: tuple[pa.Table, int]) -> DecodedBatch:
         """Fetch and decode some rows, the first of which has the given number; thread-safe."""
@@ -118,28 +115,41 @@ class Scorer:
         _note(faults, fetch_errors)
         decoded = decode_table(values, self._bundle.specs, None)
         _note(faults, decoded.errors)
-        return DecodedBatch(
-            rows, first_row, record_ids(self._job, self._unit, rows, first_row), decoded, faults
-        )
+        usable = _other_rows(rows.num_rows, faults)
+        return DecodedBatch(rows, first_row, decoded, faults, usable, self._stage(decoded, usable))
 
     def predict(self, batch: DecodedBatch) -> tuple[pa.Table, list[Rejected]]:
         """Predictions of the usable rows, in order, and the other rows, each once with its first fault."""
-        rows, first_row, ids, decoded, faults = batch
-        usable = self._predict(decoded.fields, decoded.present, _other_rows(rows.num_rows, faults))
-        _note(faults, _nonfinite(usable))
-        good = _other_rows(rows.num_rows, faults)
-        kept = np.isin(usable.rows, good)
-        probabilities = {name: p[kept] for name, p in usable.probabilities.items()}
-        taken = pa.array(good)
-        table = self._table(
-            rows.take(taken), ids.take(taken), first_row + good, decoded.present[good], probabilities
-        )
-        path = self._unit.path
-        rejected = [
-            Rejected.of(fault.error, path, first_row + row, ids[row].as_py() or "", fault.field)
-            for row, fault in sorted(faults.items())
-        ]
+        rows, faults = batch.rows, dict(batch.faults)
+        table = self._job.schema.empty_table()
+        if batch.batch is not None:
+            predicted = self._predictor.predict(batch.batch)
+            finite = _finite(predicted)
+            _note(faults, _model_errors(predicted, finite, batch.usable))
+            if finite.any():
+                table = self._table(batch, predicted, finite)
+        rejected = [self._rejected(rows, batch.first_row, fault) for _, fault in sorted(faults.items())]
         return table, rejected
+
+    def present(self, batch: DecodedBatch) -> dict[str, int]:
+        """Field -> rows that could be decoded in which it is there."""
+        counts = batch.decoded.present[batch.usable].sum(axis=0)
+        return {spec.name: int(count) for spec, count in zip(self._bundle.specs, counts, strict=True)}
+
+    def _stage(self, decoded: DecodedTable, usable: NDArray[np.int64]) -> Batch | None:
+        fields, present = decoded.fields, decoded.present
+        if not len(usable):
+            return None
+        if len(usable) < len(present):
+            fields = {f: {name: a[usable] for name, a in arrays.items()} for f, arrays in fields.items()}
+            present = present[usable]
+        return self._predictor.stage(records_of(fields, present))
+
+    def _rejected(self, rows: pa.Table, first_row: int, fault: RowError) -> Rejected:
+        (name,) = record_ids(
+            self._job, self._unit, rows.slice(fault.row, 1), first_row + fault.row
+        ).to_pylist()
+        return Rejected.of(fault.error, self._unit.path, first_row + fault.row, name or "", fault.field)
 
     def _values(self, rows: pa.Table) -> pa.Table:
         """The columns under the names by which the bundle's fields know them."""
@@ -150,66 +160,39 @@ class Scorer:
         ]
         return pa.table({name: _plain(column) for name, column in pairs})
 
-    def _predict(
-        self, fields: dict[str, Arrays], present: NDArray[np.bool_], rows: NDArray[np.int64]
-    ) -> _Usable:
-        if not len(rows):
-            empty = np.zeros((0, len(self._bundle.classes)), dtype=np.float32)
-            return _Usable(rows, dict.fromkeys(["", *self._masks], empty))
-        if len(rows) < len(present):
-            fields = {f: {name: a[rows] for name, a in arrays.items()} for f, arrays in fields.items()}
-            present = present[rows]
-        records = Records(
-            fields=fields,
-            present=present,
-            labels=np.full(len(rows), -1, dtype=np.int64),
-            weights=np.ones(len(rows), dtype=np.float32),
-            keys=np.zeros(len(rows), dtype=np.uint64),
-            ids=rows,
-        )
-        probabilities = self._bundle.predict(records.to_batch().to(self._device), self._masks)
-        return _Usable(rows, {name: p.numpy() for name, p in probabilities.items()})
-
-    def _table(
-        self,
-        rows: pa.Table,
-        ids: pa.Array,
-        places: NDArray[np.int64],
-        present: NDArray[np.bool_],
-        probabilities: dict[str, NDArray[np.float32]],
-    ) -> pa.Table:
-        job, classes = self._job, pa.array(self._bundle.classes, pa.string())
-        fused = probabilities[""]
-        top = np.argsort(-fused, axis=1, kind="stable")[:, : job.top_k]  # equal ones in class order
-        best = np.take_along_axis(fused, top, axis=1)
-        pairs = pa.StructArray.from_arrays(
-            [classes.take(pa.array(top.ravel())), pa.array(best.ravel(), pa.float32())],
-            ["label", "probability"],
-        )
-        names = pa.array([s.name for s in self._bundle.specs], pa.string())
-        columns = {
-            "id": ids,
-            "source": pa.array([self._unit.path] * len(places), pa.string()),
-            "row": pa.array(places, pa.int64()),
-            "label": classes.take(pa.array(top[:, 0])),
-            "probability": pa.array(best[:, 0], pa.float32()),
-            "top_k": _lists(pairs, np.full(len(top), top.shape[1])),
-            "modalities": _lists(names.take(pa.array(np.nonzero(present)[1])), present.sum(axis=1)),
-            "probabilities": _fixed(fused),
-            "truth": _strings(rows.column(job.label_column)) if job.label_column is not None else None,
-        }
-        columns |= {SUBSET_PREFIX + name: _fixed(probabilities[name]) for name in self._masks}
-        copied = {name: rows.column(name) for name in job.passthrough}
-        chosen = [copied[f.name] if f.name in copied else columns[f.name] for f in job.schema]
-        return pa.table(chosen, schema=job.schema)
+    def _table(self, batch: DecodedBatch, predicted: Predicted, kept: NDArray[np.bool_]) -> pa.Table:
+        """The columns of the output, for the predictions to be kept."""
+        job, values = self._job, predicted.values
+        good = batch.usable[predicted.rows[kept]]
+        if not kept.all():
+            values = {name: vectors[kept] for name, vectors in values.items()}
+        copied = [*job.passthrough, *(c for c in (job.id_column, job.label_column) if c is not None)]
+        # Only what is copied: media would be most of the work.
+        rows = batch.rows.select(list(dict.fromkeys(copied)))
+        if len(good) < batch.rows.num_rows:
+            rows = rows.take(pa.array(good))
+        present = batch.decoded.present[good]
+        columns = prediction_columns(self._bundle, job.settings, values, present)
+        places = batch.first_row + good
+        columns["id"] = _ids_at(job, self._unit, rows, places)
+        columns |= {"source": pa.repeat(self._unit.path, len(good)), "row": pa.array(places)}
+        if job.label_column is not None:
+            columns["truth"] = _strings(rows.column(job.label_column))
+        columns |= {name: rows.column(name) for name in job.passthrough}
+        return pa.table([columns[name] for name in job.schema.names], schema=job.schema)
 
 
 def record_ids(job: Job, unit: Unit, rows: pa.Table, first_row: int) -> pa.Array:
     """Ids of some rows of a unit as strings, null where there is none."""
-    if job.id_column is None:
-        name = posixpath.basename(unit.path)
-        return pa.array([f"{name}#{first_row + i}" for i in range(rows.num_rows)], pa.string())
-    return _strings(rows.column(job.id_column))
+    return _ids_at(job, unit, rows, np.arange(first_row, first_row + rows.num_rows))
+
+
+def _ids_at(job: Job, unit: Unit, rows: pa.Table, places: NDArray[np.int64]) -> pa.Array:
+    """Ids of rows that have these numbers; file and number stand in where the input has none."""
+    if job.id_column is not None:
+        return _strings(rows.column(job.id_column))
+    name = posixpath.basename(unit.path)
+    return pa.array([f"{name}#{place}" for place in places.tolist()], pa.string())
 
 
 def _note(faults: dict[int, RowError], errors_: Sequence[RowError]) -> None:
@@ -224,11 +207,22 @@ def _nulls(rows: pa.Table, column: str | None, reason: str, message: str) -> lis
     return [RowError(row, column, DecodeError(reason, message)) for row in nulls.tolist()]
 
 
-def _nonfinite(usable: _Usable) -> list[RowError]:
-    finite = [np.isfinite(p).all(axis=1) for p in usable.probabilities.values()]
-    message = "the model gave probabilities that are not finite"
-    bad = usable.rows[~np.logical_and.reduce(finite)]
-    return [RowError(row, "", DecodeError("model_nonfinite", message)) for row in bad.tolist()]
+def _finite(predicted: Predicted) -> NDArray[np.bool_]:
+    """[n] whether all that the model says of a record is finite."""
+    finite = np.ones(len(predicted.rows), dtype=np.bool_)
+    for vectors in predicted.values.values():
+        finite &= np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
+    return finite
+
+
+def _model_errors(
+    predicted: Predicted, finite: NDArray[np.bool_], usable: NDArray[np.int64]
+) -> list[RowError]:
+    """What the model could not do, by row of the micro-batch."""
+    large = DecodeError("model_error", "there is not enough memory to predict this record, even alone")
+    nonfinite = DecodeError("model_nonfinite", "the model gave numbers that are not finite")
+    errors = [RowError(row, "", large) for row in usable[predicted.too_large].tolist()]
+    return errors + [RowError(row, "", nonfinite) for row in usable[predicted.rows[~finite]].tolist()]
 
 
 def _other_rows(count: int, faults: dict[int, RowError]) -> NDArray[np.int64]:
@@ -243,12 +237,3 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _strings(column: pa.ChunkedArray) -> pa.Array:
     return _plain(column).cast(pa.string()).combine_chunks()
-
-
-def _lists(values: pa.Array, lengths: NDArray[np.int64]) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _fixed(values: NDArray[np.float32]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), values.shape[1])

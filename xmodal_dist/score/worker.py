@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from xmodal_dist import errors, storage
-from xmodal_dist.bundle import Bundle, load_bundle
+from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import CheckpointError, XmodalError
 from xmodal_dist.pipeline.ahead import map_ahead
@@ -25,7 +25,9 @@ from xmodal_dist.score.commit import commit, part_path, read_part
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
 from xmodal_dist.score.ids import IdHash
 from xmodal_dist.score.isolation import IsolatedScorer, ScoredBatch
+from xmodal_dist.score.outputs import ABSTAINED
 from xmodal_dist.score.plan import Unit
+from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.scorer import Job, Scorer
 from xmodal_dist.score.source import read_unit
 
@@ -43,29 +45,28 @@ class ScoreWorker:
         torch.set_num_threads(job.threads)
         self._job = job
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._loaded: Bundle | None = None
+        self._loaded: Predictor | None = None
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Score and commit units. An error raised on purpose travels as a receipt, so that its class survives."""
         for row in units.to_pylist():
             receipt = failure = kind = ""
             try:
-                receipt = to_json(
-                    score_unit(self._job, self._bundle(), self._device, Unit(**row)), indent=None
-                )
+                receipt = to_json(score_unit(self._job, self._predictor(), Unit(**row)), indent=None)
             except XmodalError as error:
                 failure, kind = str(error), type(error).__name__
             yield pa.table({"receipt": [receipt], "failure": [failure], "kind": [kind]})
 
-    def _bundle(self) -> Bundle:
-        """The bundle, loaded once; with the first unit, so that an error has a receipt to travel on."""
+    def _predictor(self) -> Predictor:
+        """The bundle, loaded and warmed once; with the first unit, so that an error has a receipt to travel on."""
         if self._loaded is None:
             bundle = load_bundle(self._job.bundle, self._device)
             if bundle.fingerprint != self._job.fingerprint:
                 raise CheckpointError(
                     f"{self._job.bundle} was replaced while the run was going on; score with it anew"
                 )
-            self._loaded = bundle
+            self._loaded = Predictor(bundle, self._device, self._job.settings)
+            self._loaded.warm_up()
         return self._loaded
 
 
@@ -80,22 +81,22 @@ def receipt_of(row: dict[str, str]) -> Receipt:
     return Receipt.model_validate_json(row["receipt"])
 
 
-def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Receipt:
+def score_unit(job: Job, predictor: Predictor, unit: Unit) -> Receipt:
     """Score one unit and commit it, unless it is committed already.
 
-    An attempt that dies leaves a mark in the output. After ``job.max_attempts`` of them, records are scored in a
+    An attempt that dies leaves a mark in the output. After ``max_attempts`` of them, records are scored in a
     process apart, so that one that kills its process is found and rejected.
 
     Raises:
         DataError: its file is damaged or was replaced.
     """
-    path = part_path(unit.number, job.generation, job.partition_by is not None)
+    path = part_path(unit.number, job.generation, job.settings.partition_by is not None)
     if storage.exists(storage.join(job.output, path)):
         return Receipt(part=read_part(job.output, path), scored=False)
     attempt = uuid.uuid4().hex[:12]
     died = ledger.begin_attempt(job.output, unit.number, attempt, job.generation)
     try:
-        return _Attempt(job, bundle, device, unit, attempt).run(isolated=died >= job.max_attempts)
+        return _Attempt(job, predictor, unit, attempt).run(isolated=died >= job.settings.max_attempts)
     finally:
         ledger.end_attempt(job.output, unit.number, attempt, job.generation)
 
@@ -103,8 +104,8 @@ def score_unit(job: Job, bundle: Bundle, device: torch.device, unit: Unit) -> Re
 class _Attempt:
     """One attempt at a unit, and where its time goes."""
 
-    def __init__(self, job: Job, bundle: Bundle, device: torch.device, unit: Unit, attempt: str) -> None:
-        self._job, self._bundle, self._device, self._unit, self._name = job, bundle, device, unit, attempt
+    def __init__(self, job: Job, predictor: Predictor, unit: Unit, attempt: str) -> None:
+        self._job, self._predictor, self._unit, self._name = job, predictor, unit, attempt
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def run(self, isolated: bool) -> Receipt:
@@ -112,16 +113,17 @@ class _Attempt:
         began_cpu_s = time.process_time()
         tables: list[pa.Table] = []
         rejected: list[Rejected] = []
-        ids, rows_in = IdHash(), 0
+        ids, present, rows_in = IdHash(), Counter[str](), 0
         for batch in self._isolated() if isolated else self._overlapped():
             tables.append(batch.table)
             rejected.extend(batch.rejected)
             ids.add(batch.ids)
+            present.update(batch.present)
             rows_in += len(batch.ids)
         table = pa.concat_tables(tables) if tables else self._job.schema.empty_table()
-        footer = self._footer(table, rejected, rows_in, ids.hexdigest())
+        footer = self._footer(table, rejected, rows_in, ids.hexdigest(), present)
         with self._stage("commit"):
-            part, won = commit(self._job.output, footer, table, rejected, self._job.partition_by)
+            part, won = commit(self._job.output, footer, table, rejected, self._job.settings.partition_by)
         return Receipt(
             part=part,
             scored=won,
@@ -132,7 +134,7 @@ class _Attempt:
 
     def _overlapped(self) -> Iterator[ScoredBatch]:
         """Threads read and decode while the model predicts."""
-        scorer = Scorer(self._job, self._bundle, self._device, self._unit)
+        scorer = Scorer(self._job, self._predictor, self._unit)
         with ThreadPoolExecutor(self._job.threads, thread_name_prefix="decode") as pool:
             batches = map_ahead(scorer.decode, self._batches(), pool, ahead=self._job.threads + 1)
             while True:
@@ -141,7 +143,7 @@ class _Attempt:
                 if decoded is None:
                     return
                 with self._stage("predict"):
-                    scored = ScoredBatch.of(scorer, decoded)
+                    scored = ScoredBatch.of(self._job, self._unit, scorer, decoded)
                 yield scored
 
     def _isolated(self) -> Iterator[ScoredBatch]:
@@ -153,7 +155,9 @@ class _Attempt:
 
     def _batches(self) -> Iterator[tuple[pa.Table, int]]:
         """The rows to score, with the number of their first row."""
-        batches = _numbered(read_unit(self._unit, self._job.columns, self._job.batch_rows), self._unit.start)
+        batches = _numbered(
+            read_unit(self._unit, self._job.columns, self._predictor.read_rows), self._unit.start
+        )
         again = self._job.retried.get(self._unit.number)
         if again is None:
             return batches
@@ -161,11 +165,12 @@ class _Attempt:
         wanted = pq.read_table(pa.BufferReader(payload), columns=["row"])["row"].to_numpy()
         return _only(batches, set(wanted.tolist()))
 
-    def _footer(self, table: pa.Table, rejected: list[Rejected], rows_in: int, ids: str) -> Footer:
+    def _footer(
+        self, table: pa.Table, rejected: list[Rejected], rows_in: int, ids: str, present: Counter[str]
+    ) -> Footer:
         job, unit = self._job, self._unit
         probability = table.column("probability").to_numpy()
         bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
-        shown = pc.value_counts(table.column("modalities").combine_chunks().flatten()).to_pylist()
         return Footer(
             spec=job.spec,
             unit=unit.number,
@@ -180,7 +185,7 @@ class _Attempt:
             ids=ids,
             labels=_counts(table.column("label")),
             confidence=tuple(bins.tolist()),
-            present={found["values"]: found["counts"] for found in shown},
+            present=dict(present),
             reasons=dict(Counter(r.reason for r in rejected)),
         )
 
@@ -194,8 +199,9 @@ class _Attempt:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Value -> rows; null is ``""``."""
-    return {found["values"] or "": found["counts"] for found in pc.value_counts(column).to_pylist()}
+    """Label -> rows."""
+    found = pc.value_counts(pc.fill_null(column, ABSTAINED)).to_pylist()
+    return {value["values"]: value["counts"] for value in found}
 
 
 def _numbered(tables: Iterable[pa.Table], row: int) -> Iterator[tuple[pa.Table, int]]:
