@@ -19,6 +19,7 @@ BENCHMARKS = {
     "b5": "benchmarks.b5_framework_tax",
     "b6": "benchmarks.b6_memory",
     "r": "benchmarks.r_resume",
+    "s": "benchmarks.s_scaling",
 }
 
 
