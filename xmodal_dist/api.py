@@ -192,9 +192,8 @@ def score(
     """
     output = storage.absolute(output)
     settings = configuration.load(config, set).score
-    with runtime.connect():
-        inputs = [storage.absolute(path) for path in input]
-        result = scoring.score(storage.absolute(bundle), inputs, output, settings, num_workers=num_workers)
+    inputs = [storage.absolute(path) for path in input]
+    result = scoring.score(bundle, inputs, output, settings, num_workers, session=runtime.connect)
     _report_scoring(result)
     return result
 
@@ -217,8 +216,7 @@ def retry(
         num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
     """
     settings = configuration.load(config, set).score
-    with runtime.connect():
-        result = scoring.retry(bundle, output, settings, num_workers=num_workers)
+    result = scoring.retry(bundle, output, settings, num_workers, session=runtime.connect)
     _report_scoring(result)
     return result
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.score.plan import Plan
-from xmodal_dist.score.source import Need, make_plan, read_unit
+from xmodal_dist.score.source import Need, is_of_same_files, make_plan, read_unit
 
 NEEDS = [Need("value", "the test", "name another")]
 NAMES = [*NEEDS, Need("id", "the output's id", "name the ids", "names", optional=True)]
@@ -61,7 +61,9 @@ def test_units_hold_every_row_once_in_order(
         for unit, following in zip(units, units[1:], strict=False):
             full = unit.rows >= unit_rows or unit_bytes < 1000
             assert unit.path != following.path or (full and unit.stop == following.start)
-        assert list(Plan.from_parquet(plan.to_parquet())) == units
+        again = Plan.from_parquet(plan.to_parquet())
+        assert list(again) == units and again.digest == plan.digest
+        assert is_of_same_files(again, [folder], None)
 
 
 def test_the_digest_names_the_content(tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_the_digest_names_the_content(tmp_path: Path) -> None:
     assert _plan(tmp_path, unit_rows=5).digest != before.digest
     _write(tmp_path / "a.parquet", [5, 6])
     assert _plan(tmp_path).digest != before.digest
+    assert not is_of_same_files(before, [str(tmp_path)], None)
 
 
 def test_a_file_replaced_after_planning_is_noticed(tmp_path: Path) -> None:

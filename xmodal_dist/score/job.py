@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ from xmodal_dist.score.outputs import output_schema
 from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.scorer import Job
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.source import Need, input_schema, make_plan, needs_of
+from xmodal_dist.score.source import Need, input_schema, is_of_same_files, make_plan, needs_of
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.version import __version__
 
@@ -60,9 +61,14 @@ class Run(NamedTuple):
 
 
 def score(
-    bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings, num_workers: int | None = None
+    bundle: str,
+    inputs: Sequence[str],
+    output: str,
+    settings: ScoreSettings,
+    num_workers: int | None = None,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> ScoreResult:
-    """Score an input inside a Ray session that is already there; the same call again goes on where it stopped.
+    """Score an input on Ray; the same call again goes on where it stopped.
 
     Any number of calls at a time, from any machines, share the work.
 
@@ -72,6 +78,7 @@ def score(
         output: path or URI of the output; on several nodes, one that all of them reach.
         settings: how to score.
         num_workers: actors; None takes one per GPU, else one per CPU.
+        session: of Ray, entered when there is something to score; by default the one that is there.
 
     Raises:
         UsageError: an input or column is absent, or the output holds something else.
@@ -87,13 +94,18 @@ def score(
     if finished is not None:
         return ScoreResult(output, finished, 0)
     tally = Tally(run.plan, run.identity.digest)
-    scored = _Driver(run, tally, settings).run(num_workers, from_start=new)
+    with session():
+        scored = _Driver(run, tally, settings).run(num_workers, from_start=new)
     manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
     return ScoreResult(output, manifest, scored)
 
 
 def retry(
-    bundle: str | None, output: str, settings: ScoreSettings, num_workers: int | None = None
+    bundle: str | None,
+    output: str,
+    settings: ScoreSettings,
+    num_workers: int | None = None,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> ScoreResult:
     """Score the rejected records of a finished run again, for example after what they refer to was mended.
 
@@ -105,6 +117,7 @@ def retry(
         output: path or URI of the run's output.
         settings: those that do not change the output count here; the others are the run's.
         num_workers: as in :func:`score`.
+        session: as in :func:`score`.
 
     Raises:
         UsageError: not a finished run.
@@ -133,9 +146,9 @@ def retry(
     job = replace(job, generation=before.generation + 1, retried=paths)
     run = Run(model, plan, identity, job)
     tally = Tally(plan, identity.digest, job.generation, expected)
-    scored = _Driver(run, tally, fixed.model_copy(update={"max_bad_fraction": 1.0})).run(
-        num_workers, from_start=False
-    )
+    unlimited = fixed.model_copy(update={"max_bad_fraction": 1.0})
+    with session():
+        scored = _Driver(run, tally, unlimited).run(num_workers, from_start=False)
     manifest = ledger.finalise(output, identity, tally, model.classes, job.schema, before)
     return ScoreResult(output, manifest, scored)
 
@@ -144,7 +157,7 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
     """Plan a run without writing anything; arguments and errors as in :func:`score`."""
     bundle, output = storage.absolute(bundle), storage.absolute(output)
     model = load_bundle(bundle)
-    plan = make_plan(inputs, settings.split, _needs(model, settings), settings.unit_rows, settings.unit_bytes)
+    plan = _plan(inputs, output, model, settings)
     source = input_schema(plan)
     id_column = settings.id_column or (ID if ID in source.names else None)
     settings = settings.model_copy(update={"id_column": id_column})
@@ -161,6 +174,15 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
     return Run(
         model, plan, identity, _job(bundle, output, model, settings, input_schema(plan), identity.digest)
     )
+
+
+def _plan(inputs: Sequence[str], output: str, model: Bundle, settings: ScoreSettings) -> Plan:
+    """The plan of the run that is in the output if it is of the same files, which reads no footer; else a new one."""
+    needs = _needs(model, settings)
+    known = ledger.known_plan(output)
+    if known is not None and is_of_same_files(known, inputs, settings.split):
+        return known
+    return make_plan(inputs, settings.split, needs, settings.unit_rows, settings.unit_bytes)
 
 
 class _Driver:

@@ -45,6 +45,7 @@ __all__ = [
     "committed_units",
     "end_attempt",
     "finalise",
+    "known_plan",
     "list_folder",
     "load_files",
     "load_identity",
@@ -108,8 +109,15 @@ def load_identity(output: str) -> Identity:
     return _parse(Identity, storage.read_text(place), place)
 
 
+def known_plan(output: str) -> Plan | None:
+    """The plan of the run that is in an output; None where there is none."""
+    if not storage.exists(storage.join(output, RUN_NAME)):
+        return None
+    return load_plan(output, load_identity(output))
+
+
 def load_plan(output: str, identity: Identity) -> Plan:
-    """The plan of the run an output belongs to, without input files that have no rows."""
+    """The plan of the run an output belongs to."""
     return Plan.from_parquet(storage.read_bytes(_plan_path(output, identity)))
 
 

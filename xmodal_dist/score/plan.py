@@ -98,15 +98,19 @@ class Plan:
         return digest.hexdigest()
 
     def to_parquet(self) -> bytes:
-        """The units as one Parquet file, a row each."""
-        indices = pa.array(self.file, pa.int32())
+        """One Parquet file: a row for each unit, and one without rows for each file that has no unit."""
+        empty = np.setdiff1d(np.arange(len(self.paths), dtype=np.int32), self.file)
+        indices = pa.array(np.concatenate([self.file, empty]), pa.int32())
+        nothing = np.zeros((len(empty), 2), dtype=np.int64)
+        groups, rows = (np.concatenate([array, nothing]) for array in (self.groups, self.rows))
         columns = {
+            "file": indices,
             "path": pa.DictionaryArray.from_arrays(indices, pa.array(self.paths, pa.string())),
             "pin": pa.DictionaryArray.from_arrays(indices, pa.array(self.pins, pa.string())),
-            "group_start": self.groups[:, 0],
-            "group_stop": self.groups[:, 1],
-            "start": self.rows[:, 0],
-            "stop": self.rows[:, 1],
+            "group_start": groups[:, 0],
+            "group_stop": groups[:, 1],
+            "start": rows[:, 0],
+            "stop": rows[:, 1],
         }
         sink = io.BytesIO()
         pq.write_table(pa.table(columns), sink, compression="zstd")
@@ -114,23 +118,14 @@ class Plan:
 
     @staticmethod
     def from_parquet(payload: bytes) -> Plan:
-        """What :meth:`to_parquet` wrote, without the files that have no unit."""
-        table = pq.read_table(io.BytesIO(payload), read_dictionary=["path", "pin"])
-        paths, pins = (table.column(name).combine_chunks() for name in ("path", "pin"))
-        if isinstance(paths, pa.ChunkedArray):
-            paths, pins = paths.unify_dictionaries().chunk(0), pins.unify_dictionaries().chunk(0)
-        file = paths.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-        pin_of_file = np.zeros(len(paths.dictionary), dtype=np.int64)
-        pin_of_file[file] = pins.indices.to_numpy(zero_copy_only=False)
-        names = pins.dictionary.to_pylist()
-
-        def pair(first: str, second: str) -> NDArray[np.int64]:
-            return np.stack([table.column(first).to_numpy(), table.column(second).to_numpy()], axis=1)
-
-        return Plan(
-            paths=tuple(paths.dictionary.to_pylist()),
-            pins=tuple(names[i] for i in pin_of_file),
-            file=file,
-            groups=pair("group_start", "group_stop").astype(np.int32),
-            rows=pair("start", "stop"),
+        """What :meth:`to_parquet` wrote."""
+        table = pq.read_table(io.BytesIO(payload))
+        file = table.column("file").to_numpy()
+        first = np.unique(file, return_index=True)[1]
+        paths, pins = (table.column(name).take(pa.array(first)).to_pylist() for name in ("path", "pin"))
+        groups, rows = (
+            np.stack([table.column(a).to_numpy(), table.column(b).to_numpy()], axis=1)
+            for a, b in (("group_start", "group_stop"), ("start", "stop"))
         )
+        units = rows[:, 1] > rows[:, 0]
+        return Plan(tuple(paths), tuple(pins), file[units], groups[units].astype(np.int32), rows[units])

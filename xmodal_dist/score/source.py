@@ -27,7 +27,7 @@ from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.pipeline.rows import holds_bytes, holds_text, iter_row_groups
 from xmodal_dist.score.plan import Plan, Unit
 
-__all__ = ["Need", "input_schema", "make_plan", "needs_of", "read_unit"]
+__all__ = ["Need", "input_schema", "is_of_same_files", "make_plan", "needs_of", "read_unit"]
 
 _FOOTER_READERS = 2
 _REMOTE_FOOTER_READERS = 64
@@ -105,7 +105,7 @@ def make_plan(
         UsageError: nothing there, a file given twice, a column absent.
         DataError: a file that is empty, truncated or unreadable, or that differs in a column's type; no rows at all.
     """
-    paths = [path for given in inputs for path in _expand(given, split)]
+    paths = _paths(inputs, split)
     pins: list[str] = []
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
@@ -126,6 +126,17 @@ def make_plan(
     if not len(plan):
         raise DataError(f"the input has no rows: {len(paths)} empty tables in {', '.join(inputs)}")
     return plan
+
+
+def is_of_same_files(plan: Plan, inputs: Sequence[str], split: str | None) -> bool:
+    """Whether a plan is of these inputs as they are now; reads no footer."""
+    paths = _paths(inputs, split)
+    if tuple(paths) != plan.paths:
+        return False
+    threads = _FOOTER_READERS if storage.is_local(paths[0]) else _REMOTE_FOOTER_READERS
+    with ThreadPoolExecutor(threads, thread_name_prefix="pin") as pool:
+        found = map_ahead(_pin, paths, pool, ahead=4 * threads)
+        return all(pin == planned for (_, pin), planned in zip(found, plan.pins, strict=True))
 
 
 class _Cuts:
@@ -184,6 +195,10 @@ def read_unit(unit: Unit, columns: Sequence[str], batch_rows: int) -> Iterator[p
     _check_pin(unit)
     if rows != unit.rows:
         raise DataError(f"{unit.path}: {rows} rows where {unit.rows} were planned from row {unit.start} on")
+
+
+def _paths(inputs: Sequence[str], split: str | None) -> list[str]:
+    return [path for given in inputs for path in _expand(given, split)]
 
 
 def _expand(given: str, split: str | None) -> list[str]:
