@@ -70,6 +70,28 @@ def test_a_record_with_nothing_still_gets_finite_logits(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_logits_are_made_from_the_embedding(fusion: str) -> None:
+    model = _model(fusion).eval()
+    inputs, present, _ = _batch(30)
+    present[0] = False
+    features = model.encode(inputs, present)
+    embedding = model.embed(features, present)
+    assert embedding.shape == (30, model.fusion.embedding_width)
+    logits = model.fuse(features, present)
+    if fusion == "late":
+        # Heads differ by field there; with one and the same for all, the logits are its view of the embedding.
+        for head in model.heads:
+            head.load_state_dict(model.heads[0].state_dict())
+        logits = model.fuse(features, present)
+        output = model.heads[0]
+    else:
+        output = model.fusion.output
+    assert torch.allclose(output(embedding), logits, atol=1e-5)
+    hidden = torch.where(present.unsqueeze(-1), features, torch.full_like(features, 1e3))
+    assert torch.equal(model.embed(hidden, present), embedding), "what is missing has no say"
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_row_does_not_depend_on_its_batch(fusion: str, training: bool) -> None:
     model = _model(fusion).train(training)

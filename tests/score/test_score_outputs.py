@@ -1,0 +1,185 @@
+"""The columns of a scoring output: which there are, what they say, and that other readers read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xmodal_dist.bundle import Bundle, build_model, save_bundle
+from xmodal_dist.dataset.manifest import load_manifest
+from xmodal_dist.errors import UsageError
+from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.score import ledger
+from xmodal_dist.score.job import prepare
+from xmodal_dist.score.outputs import PROBABILITIES, prediction_columns
+from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.verify import verify_scoring
+from xmodal_dist.score.worker import score_unit
+
+CPU = torch.device("cpu")
+FIELDS = ["picture", "caption", "weather"]
+EVERYTHING = {
+    "top_k": 2,
+    "probabilities": True,
+    "logits": True,
+    "embedding": True,
+    "embeddings": True,
+    "abstain_below": 0.4,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    manifest = load_manifest(tiny_dataset)
+    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
+    settings = ModelSettings(width=16, fusion="gated")
+    torch.manual_seed(3)
+    model = build_model(specs, len(manifest.classes), settings)
+    path = str(tmp_path_factory.mktemp("bundle"))
+    save_bundle(path, Bundle(specs, manifest.classes, settings, model, {}, {}))
+    return path
+
+
+def _run(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:
+    run = prepare(bundle, [dataset], str(output), ScoreSettings.model_validate(settings))
+    ledger.open_run(str(output), run.identity, run.plan)
+    parts = {unit.number: score_unit(run.job, run.model, CPU, unit) for unit in run.plan.units}
+    manifest = ledger.finalise(str(output), run.identity, run.plan, parts, run.model.classes, run.job.schema)
+    assert verify_scoring(str(output)) == (0, 0, [])
+    assert sum(manifest.label_counts.values()) == manifest.rows_ok
+    return ledger.read_predictions(str(output))
+
+
+@pytest.fixture(scope="module")
+def output(bundle: str, tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every output."""
+    folder = tmp_path_factory.mktemp("output")
+    _run(bundle, tiny_dataset, folder, **EVERYTHING)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns"),
+    [
+        ({}, ["id", "label", "probability", "top_k", "modalities"]),
+        ({"top_k": 0, "modalities": False}, ["id", "label", "probability"]),
+        ({"top_k": 0, "logits": True}, ["id", "label", "probability", "modalities", "logits"]),
+        (
+            {"top_k": 0, "modalities": False, "embedding": True, "abstain_below": 0.5},
+            ["id", "label", "probability", "abstained", "embedding"],
+        ),
+        (
+            {"top_k": 0, "modalities": False, "embeddings": True},
+            ["id", "label", "probability", *(f"embedding:{name}" for name in FIELDS)],
+        ),
+    ],
+)
+def test_settings_choose_the_columns(
+    bundle: str, tiny_dataset: str, tmp_path: Path, settings: dict[str, Any], columns: list[str]
+) -> None:
+    table = _run(bundle, tiny_dataset, tmp_path, split="test", **settings)
+    assert table.column_names == columns
+    assert settings.items() <= ScoreSettings.model_validate(settings).identity().items()
+
+
+def test_vectors_agree_with_each_other_and_with_what_is_missing(output: Path) -> None:
+    table = ledger.read_predictions(str(output))
+    logits, probabilities = (np.array(table.column(c).to_pylist()) for c in ("logits", "probabilities"))
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    assert np.allclose(softmax / softmax.sum(axis=1, keepdims=True), probabilities, atol=1e-6)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+    assert np.ptp(np.array(table.column("embedding").to_pylist()), axis=0).min() > 1e-3
+    modalities = table.column("modalities").to_pylist()
+    for name in FIELDS:
+        column = table.column(f"embedding:{name}")
+        assert column.type == pa.list_(pa.float32(), 16)
+        assert [v is not None for v in column.to_pylist()] == [name in names for names in modalities]
+        assert 0 < column.null_count < 150 or name == "weather"
+
+
+def test_an_unsure_record_has_no_label_but_says_what_it_might_be(output: Path) -> None:
+    table = ledger.read_predictions(str(output))
+    unsure = [row for row in table.to_pylist() if row["abstained"]]
+    assert 0 < len(unsure) < table.num_rows
+    for row in table.to_pylist():
+        best = row["top_k"][0]
+        assert row["abstained"] == (row["probability"] < 0.4) and row["probability"] == best["probability"]
+        assert row["label"] == (None if row["abstained"] else best["label"])
+    manifest = ledger.load_manifest(str(output))
+    assert manifest is not None and manifest.label_counts["(abstained)"] == len(unsure)
+
+
+def test_evaluation_refuses_to_abstain(bundle: str, tiny_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"score\.abstain_below leaves records without a label"):
+        prepare(bundle, [tiny_dataset], "out", ScoreSettings(evaluation=True, abstain_below=0.5))
+
+
+@given(
+    num_classes=st.integers(1, 60),
+    top_k=st.integers(1, 70),
+    levels=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_the_top_classes_are_in_order_and_ties_in_the_order_of_the_classes(
+    num_classes: int, top_k: int, levels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.integers(0, levels, (5, num_classes)) / levels).astype(np.float32)
+    classes = tuple(f"c{i:02d}" for i in range(num_classes))
+    named = Bundle((), classes, ModelSettings(), None, {}, {})  # type: ignore[arg-type]
+    settings = ScoreSettings(top_k=top_k, modalities=False)
+    columns = prediction_columns(named, settings, {PROBABILITIES: values}, np.zeros((5, 0), dtype=bool))
+    for row, found in zip(values, columns["top_k"].to_pylist(), strict=True):
+        expected = sorted(zip(-row, classes, strict=True))[:top_k]
+        assert [(-pair["probability"], pair["label"]) for pair in found] == expected
+    assert columns["label"].to_pylist() == [found[0]["label"] for found in columns["top_k"].to_pylist()]
+
+
+# --- other readers ---------------------------------------------------------------------------------------------------
+
+
+def test_pandas_reads_the_parts(output: Path) -> None:
+    import pandas as pd
+
+    table = ledger.read_predictions(str(output))
+    frame = pd.concat(
+        [pd.read_parquet(p) for p in sorted((output / "data").glob("*.parquet"))], ignore_index=True
+    )
+    assert list(frame.columns) == table.column_names and len(frame) == table.num_rows
+    assert np.allclose(np.stack(frame["embedding"]), np.array(table.column("embedding").to_pylist()))
+    assert frame["embedding:picture"].isna().sum() == table.column("embedding:picture").null_count
+    assert frame["label"].isna().sum() == frame["abstained"].sum()
+
+
+def test_a_plain_parquet_reader_reads_the_parts_as_one_table(output: Path) -> None:
+    table = pq.read_table(output / "data")
+    assert table.num_rows == 150
+    assert table.column("embedding:caption").null_count > 0
+    assert len(table.column("embedding:caption").drop_null()[0].as_py()) == 16
+
+
+def test_duckdb_reads_the_parts(output: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
+    table = ledger.read_predictions(str(output))
+    parts = str(output / "data" / "*.parquet")
+    query = """
+        select count(*), count(label), sum(abstained::int), count("embedding:picture"), min(len(embedding)),
+               max(abs(list_sum(probabilities) - 1)), sum(len(modalities)), min(top_k[1].probability - probability)
+        from read_parquet(?)
+    """
+    found = duckdb.execute(query, [parts]).fetchone()
+    assert found is not None
+    modalities = sum(map(len, table.column("modalities").to_pylist()))
+    unsure = sum(table.column("abstained").to_pylist())
+    pictures = 150 - table.column("embedding:picture").null_count
+    assert found[:5] == (150, 150 - unsure, unsure, pictures, 16)
+    assert found[5] < 1e-5 and found[6:] == (modalities, 0)
