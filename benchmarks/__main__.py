@@ -16,6 +16,7 @@ BENCHMARKS = {
     "b1": "benchmarks.b1_image_ingest",
     "b2": "benchmarks.b2_cpu_training",
     "b3": "benchmarks.b3_simulated_gpu",
+    "b4": "benchmarks.b4_scoring",
     "b5": "benchmarks.b5_framework_tax",
     "b6": "benchmarks.b6_memory",
     "r": "benchmarks.r_resume",

@@ -1,0 +1,67 @@
+"""The stages of scoring, each alone in one thread: what no arrangement of them can do without.
+
+Request keys: ``bundle``; ``few``, files to read; ``folder``; ``settings``. Result: ``cpu_ms``, of a record by stage.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.protocol import finish, measured, request
+from xmodal_dist.score.job import prepare
+from xmodal_dist.score.predictor import Predictor
+from xmodal_dist.score.scorer import DecodedBatch, Scorer
+from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.source import read_unit
+
+__all__ = ["main"]
+
+_BATCH_ROWS = 64
+_REPEATS = 2
+
+
+def main(asked: dict[str, Any]) -> None:
+    """Every stage twice; the second time counts."""
+    torch.set_num_threads(1)
+    settings = ScoreSettings.model_validate({**asked["settings"], "batch_rows": _BATCH_ROWS})
+    run = prepare(asked["bundle"], asked["few"], os.path.join(asked["folder"], "out"), settings)
+    predictor = Predictor(run.model, torch.device("cpu"), settings)
+    scorer = Scorer(run.job, predictor, run.plan.units[0])
+
+    def decode() -> list[DecodedBatch]:
+        tables = (t for u in run.plan.units for t in read_unit(u, run.job.columns, _BATCH_ROWS))
+        # Without the encoded images, which nothing needs from here on.
+        return [scorer.decode((t, 0))._replace(rows=t.drop_columns(["image"])) for t in tables]
+
+    with measured("stages"):
+        decode_ms, batches = _time(decode, run.plan.rows)
+        model_ms, _ = _time(lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.rows)
+        table = pa.concat_tables([scorer.predict(batch)[0] for batch in batches])
+        write_ms, _ = _time(lambda: _write(table), run.plan.rows)
+    finish({"cpu_ms": {"read and decode": decode_ms, "model": model_ms, "write": write_ms}})
+
+
+def _write(table: pa.Table) -> None:
+    pq.write_table(table, io.BytesIO(), compression="zstd", write_page_checksum=True)
+
+
+def _time(stage: Callable[[], Any], rows: int) -> tuple[float, Any]:
+    """CPU-milliseconds of a record in this thread, and what came out."""
+    result, spent_s = None, 0.0
+    for _ in range(_REPEATS):
+        began_s = time.thread_time()
+        result = stage()
+        spent_s = time.thread_time() - began_s
+    return spent_s * 1e3 / rows, result
+
+
+if __name__ == "__main__":
+    main(request())
