@@ -69,7 +69,7 @@ def run(options: Options) -> list[Figure]:
         for peer, (_, _, goal) in _PEERS.items():
             notes = {"data": images.digest, "largest_difference": round(gaps[peer], 5)}
             figures.append(
-                _against(name, peer, runs, rows, data.copies, goal if name == "ray" else None, notes)
+                _against((name, peer), runs, rows, data.copies, goal if name == "ray" else None, notes)
             )
     return figures
 

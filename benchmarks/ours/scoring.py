@@ -15,9 +15,11 @@ import torch
 from benchmarks.ours.reading import NUM_CPUS, session
 from benchmarks.protocol import finish, measured, request
 from xmodal_dist.score import ledger
+from xmodal_dist.score.commit import DATA
 from xmodal_dist.score.job import prepare, score
 from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.worker import score_unit
 
 __all__ = ["main"]
@@ -37,7 +39,7 @@ def main(asked: dict[str, Any]) -> None:
     result = {}
     for name in ("few", "many"):
         output = os.path.join(asked["folder"], name)
-        result[name] = os.path.join(output, ledger.DATA)
+        result[name] = os.path.join(output, DATA)
         with measured(name):
             run(name, output)
     finish(result)
@@ -51,8 +53,10 @@ def _score_here(bundle: str, inputs: Sequence[str], output: str, settings: Score
     ledger.open_run(output, run.identity, run.plan)
     predictor = Predictor(run.model, device, settings)
     predictor.warm_up()
-    parts = {u.number: score_unit(run.job, run.model, device, u, predictor) for u in run.plan.units}
-    ledger.finalise(output, run.identity, run.plan, parts, run.model.classes, run.job.schema)
+    tally = Tally(run.plan, run.identity.digest)
+    for unit in run.plan:
+        tally.add(score_unit(run.job, predictor, unit).part)
+    ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
 
 
 if __name__ == "__main__":

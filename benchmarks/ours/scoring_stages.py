@@ -34,18 +34,20 @@ def main(asked: dict[str, Any]) -> None:
     settings = ScoreSettings.model_validate({**asked["settings"], "batch_rows": _BATCH_ROWS})
     run = prepare(asked["bundle"], asked["few"], os.path.join(asked["folder"], "out"), settings)
     predictor = Predictor(run.model, torch.device("cpu"), settings)
-    scorer = Scorer(run.job, predictor, run.plan.units[0])
+    scorer = Scorer(run.job, predictor, run.plan.unit(0))
 
     def decode() -> list[DecodedBatch]:
-        tables = (t for u in run.plan.units for t in read_unit(u, run.job.columns, _BATCH_ROWS))
+        tables = (t for u in run.plan for t in read_unit(u, run.job.columns, _BATCH_ROWS))
         # Without the encoded images, which nothing needs from here on.
         return [scorer.decode((t, 0))._replace(rows=t.drop_columns(["image"])) for t in tables]
 
     with measured("stages"):
-        decode_ms, batches = _time(decode, run.plan.rows)
-        model_ms, _ = _time(lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.rows)
+        decode_ms, batches = _time(decode, run.plan.num_rows)
+        model_ms, _ = _time(
+            lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.num_rows
+        )
         table = pa.concat_tables([scorer.predict(batch)[0] for batch in batches])
-        write_ms, _ = _time(lambda: _write(table), run.plan.rows)
+        write_ms, _ = _time(lambda: _write(table), run.plan.num_rows)
     finish({"cpu_ms": {"read and decode": decode_ms, "model": model_ms, "write": write_ms}})
 
 

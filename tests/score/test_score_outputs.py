@@ -21,7 +21,9 @@ from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.outputs import PROBABILITIES, prediction_columns
+from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.score.worker import score_unit
 
@@ -52,8 +54,10 @@ def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def _run(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:
     run = prepare(bundle, [dataset], str(output), ScoreSettings.model_validate(settings))
     ledger.open_run(str(output), run.identity, run.plan)
-    parts = {unit.number: score_unit(run.job, run.model, CPU, unit) for unit in run.plan.units}
-    manifest = ledger.finalise(str(output), run.identity, run.plan, parts, run.model.classes, run.job.schema)
+    tally, predictor = Tally(run.plan, run.identity.digest), Predictor(run.model, CPU, run.job.settings)
+    for unit in run.plan:
+        tally.add(score_unit(run.job, predictor, unit).part)
+    manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
     assert verify_scoring(str(output)) == (0, 0, [])
     assert sum(manifest.label_counts.values()) == manifest.rows_ok
     return ledger.read_predictions(str(output))

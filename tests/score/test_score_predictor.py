@@ -21,7 +21,7 @@ from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.pipeline.fit import fit_fields
-from xmodal_dist.score import ledger
+from xmodal_dist.score.commit import part_path
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.predictor import BatchSize, Predicted, Predictor, records_of
 from xmodal_dist.score.settings import ScoreSettings
@@ -168,13 +168,13 @@ def test_a_record_that_fits_in_no_memory_is_rejected_alone(
     white = min((1 - m) / s for m, s in zip(fitted["mean"], fitted["std"], strict=True))
     tight = _tighten(run.model, _Tight, 10**6, MemoryError(), white - 1e-3)
     predictor = Predictor(run.model, CPU, run.job.settings)
-    parts = [score_unit(run.job, run.model, CPU, unit, predictor) for unit in run.plan.units]
+    parts = [score_unit(run.job, predictor, unit).part for unit in run.plan]
     assert [part.footer.reasons for part in parts] == [{"model_error": 2}]
     rejected = pq.read_table(next((tmp_path / "out" / "quarantine").glob("*.parquet"))).to_pylist()
     assert [(r["row"], r["id"]) for r in rejected] == [
         (row, records.column("id")[row].as_py()) for row in (37, 90)
     ]
-    scored = pq.read_table(tmp_path / "out" / ledger.part_path(0)).column("id").to_pylist()
+    scored = pq.read_table(tmp_path / "out" / part_path(0)).column("id").to_pylist()
     assert scored == [x for i, x in enumerate(records.column("id").to_pylist()) if i not in (37, 90)]
     assert tight.largest > 8 and predictor._size.rows >= 16, "others need not go alone because of it"
 
