@@ -128,7 +128,9 @@ def decode(payload: Payload, limits: Limits, reduction: Callable[[int], int] | N
     try:
         if image.format == "PNG":
             _check_png(payload)
-        pixels = _TURN[_orientation(image)](_rgb(image))
+        # Pixels first: reading Exif loads a PNG as well, and what fails there would not fail again.
+        pixels = _rgb(image)
+        pixels = _TURN[_orientation(image)](pixels)
     except Exception as error:
         raise _broken(payload, str(image.format), error) from error
     height, width = pixels.shape[:2]
