@@ -1,4 +1,4 @@
-"""Five in a hundred records broken, in every way that a record can be: each is rejected by its code, the others scored."""
+"""Five in a hundred records broken, in every way there is: each is rejected by its code, the others are scored."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ def test_every_bad_record_has_its_code_and_every_good_one_is_scored(bundle: str,
     settings = ScoreSettings(unit_rows=100, max_bad_fraction=0.06)
     run = prepare(bundle, [str(tmp_path / "in.parquet")], output, settings)
     ledger.open_run(output, run.identity, run.plan)
-    tally, predictor = Tally(run.plan, run.identity.digest), Predictor(run.model, torch.device("cpu"), settings)
+    tally, predictor = (
+        Tally(run.plan, run.identity.digest),
+        Predictor(run.model, torch.device("cpu"), settings),
+    )
     for unit in run.plan:
         tally.add(score_unit(run.job, predictor, unit).part)
     manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)

@@ -94,7 +94,7 @@ def score(
     if finished is not None:
         return ScoreResult(output, finished, 0)
     tally = Tally(run.plan, run.identity.digest)
-    with session():
+    with ledger.writing(output), session():
         scored = _Driver(run, tally, settings).run(num_workers, from_start=new)
     manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
     return ScoreResult(output, manifest, scored)
@@ -147,7 +147,7 @@ def retry(
     run = Run(model, plan, identity, job)
     tally = Tally(plan, identity.digest, job.generation, expected)
     unlimited = fixed.model_copy(update={"max_bad_fraction": 1.0})
-    with session():
+    with ledger.writing(output), session():
         scored = _Driver(run, tally, unlimited).run(num_workers, from_start=False)
     manifest = ledger.finalise(output, identity, tally, model.classes, job.schema, before)
     return ScoreResult(output, manifest, scored)

@@ -16,6 +16,7 @@ It knows no model and no Ray.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from xmodal_dist import storage
+from xmodal_dist import lease, storage
 from xmodal_dist.errors import SpecDiffersError, UsageError, VerificationError
 from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.score.commit import COMMITS, DATA, part_path, read_part, unit_name
@@ -57,9 +58,11 @@ __all__ = [
     "read_predictions",
     "read_receipts",
     "write_receipts",
+    "writing",
 ]
 
 RUN_NAME = "_run.json"
+_LEASE_NAME = "_lease.json"
 RECEIPTS = "_receipts"
 ATTEMPTS = "_attempts"
 _S = TypeVar("_S", bound=Settings)
@@ -95,6 +98,17 @@ def open_run(output: str, identity: Identity, plan: Plan) -> bool:
             + "\nName another --output, or give the settings of that run to go on with it."
         )
     return False
+
+
+def writing(output: str) -> contextlib.AbstractContextManager[None]:
+    """Wait for nobody where the store lets only one create a file; else be the only driver for the block.
+
+    Raises:
+        RunAgainError: another driver is at work on a store that cannot keep two apart.
+    """
+    if storage.exclusive_create_works(output):
+        return contextlib.nullcontext()
+    return lease.hold(storage.join(output, _LEASE_NAME))
 
 
 def load_identity(output: str) -> Identity:
