@@ -139,13 +139,15 @@ def _drive(bundle: str, source: str, output: str, pids: str, environment: dict[s
     def score_units(
         shared: Any, plan: Any, numbers: Sequence[int], num_workers: int | None, tick_s: float
     ) -> Iterator[Any]:
-        return _through_pipes(shared, plan, numbers, Path(pids))
+        return _through_pipes(shared, plan, numbers, Path(pids), environment)
 
     vars(job)["score_units"] = score_units
     job.score(bundle, [source], output, ScoreSettings.model_validate(SETTINGS), num_workers=_WORKERS)
 
 
-def _through_pipes(shared: Any, plan: Any, numbers: Sequence[int], pids: Path) -> Iterator[Any]:
+def _through_pipes(
+    shared: Any, plan: Any, numbers: Sequence[int], pids: Path, environment: dict[str, str]
+) -> Iterator[Any]:
     """What ``score_units`` does, with processes of our own: one that dies is replaced, and its unit tried again."""
     from xmodal_dist.score.worker import receipt_of
 
@@ -155,7 +157,7 @@ def _through_pipes(shared: Any, plan: Any, numbers: Sequence[int], pids: Path) -
 
     def start() -> None:
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, shared, str(pids)), daemon=True)
+        process = context.Process(target=_work, args=(there, shared, str(pids), environment), daemon=True)
         process.start()
         there.close()
         busy[here] = todo.pop()
@@ -180,7 +182,8 @@ def _through_pipes(shared: Any, plan: Any, numbers: Sequence[int], pids: Path) -
             yield receipt_of(receipt)
 
 
-def _work(pipe: Connection, shared: Any, pids: str) -> None:
+def _work(pipe: Connection, shared: Any, pids: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     import pyarrow as pa
 
     from xmodal_dist.score.worker import ScoreWorker

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.faulty_proxy import FaultyProxy
+from tests.s3_servers import environment_of, moto_server, seaweed_server, use_s3
 from tests.score.storm import rage
 from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.dataset.manifest import load_manifest
@@ -52,6 +54,34 @@ def test_a_storm_over_a_local_disk(prepared: tuple[str, str], tmp_path: Path) ->
     storm = rage(bundle, source, output, folder=tmp_path, min_kills=MIN_KILLS)
     assert storm.kills >= MIN_KILLS and storm.driver_kills and storm.frozen
     _assert_whole(output, source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["moto", "seaweed"])
+def test_a_storm_over_an_object_store_that_fails(
+    prepared: tuple[str, str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the kills: bursts of refused requests, and replies that get lost after the store has done its part."""
+    bundle, source = prepared
+    (tmp_path / "weed").mkdir()
+    with (
+        moto_server() if kind == "moto" else seaweed_server(tmp_path / "weed") as server,
+        FaultyProxy(server, share_503=0.005, share_lost=0.01) as proxy,
+    ):
+        with use_s3(proxy.url, monkeypatch) as root:
+            output = f"{root}/out"
+            storm = rage(
+                bundle,
+                source,
+                output,
+                folder=tmp_path,
+                min_kills=MIN_KILLS,
+                environment=environment_of(proxy.url),
+            )
+        assert storm.kills >= MIN_KILLS and storm.driver_kills and storm.frozen
+        assert proxy.refused and proxy.lost
+        with use_s3(server, monkeypatch):
+            _assert_whole(output, source)
 
 
 def _assert_whole(output: str, source: str) -> None:

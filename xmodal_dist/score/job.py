@@ -192,7 +192,7 @@ class _Driver:
         self._run, self._tally, self._settings = run, tally, settings
         self._output = run.job.output
         self._partitioned = run.job.settings.partition_by is not None
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.timezone.utc)
         self._name = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         self._unwritten: list[Part] = []
         self._receipts = 0
