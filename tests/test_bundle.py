@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import CheckpointError
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.chunks import Schedule
-from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.pipeline.fit import decode_sample, fit_fields
 from xmodal_dist.pipeline.reader import ChunkReader
+from xmodal_dist.profile import fit_profile
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,20 @@ def test_a_bundle_holds_no_pickle(bundle: Bundle, tmp_path: Path) -> None:
     save_bundle(str(tmp_path), bundle)
     names = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
     assert names <= {".json", ".safetensors"}
+
+
+def test_a_profile_is_carried_and_is_no_part_of_the_fingerprint(
+    bundle: Bundle, tiny_dataset: str, tmp_path: Path
+) -> None:
+    manifest = load_manifest(tiny_dataset)
+    sample = decode_sample(tiny_dataset, manifest, bundle.specs, 100)
+    profile = fit_profile(bundle.specs, sample, manifest.splits["train"].classes)
+    without = save_bundle(str(tmp_path / "a"), bundle)
+    assert save_bundle(str(tmp_path / "b"), dataclasses.replace(bundle, profile=profile)) == without
+    assert load_bundle(str(tmp_path / "a")).profile is None
+    assert load_bundle(str(tmp_path / "b")).profile == profile
+    assert check_files(str(tmp_path / "b")) == []
+    damaged = tmp_path / "b" / "profile.json"
+    damaged.write_text(damaged.read_text().replace("1", "2", 1))
+    with pytest.raises(CheckpointError, match=r"profile\.json is damaged"):
+        load_bundle(str(tmp_path / "b"))

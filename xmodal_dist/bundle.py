@@ -5,6 +5,7 @@ spec.json            version, fields (settings and what was fitted), classes, mo
 fields/NAME/FILE     files that a field was fitted with, for example tokenizer.json
 weights.safetensors  parameters by name
 metrics.json         validation metrics of these weights
+profile.json         what the training data looked like, to compare other data with; not in older bundles
 MANIFEST.json        SHA-256 and size of every file above, and the fingerprint; written last
 ```
 """
@@ -26,11 +27,13 @@ from xmodal_dist.batch import Batch
 from xmodal_dist.errors import CheckpointError
 from xmodal_dist.modalities.fields import FieldSpec, transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
+from xmodal_dist.profile import Profile
 
 __all__ = ["Bundle", "Prediction", "build_model", "check_files", "load_bundle", "save_bundle", "subsets"]
 
 _VERSION = 1
 _LAST = "MANIFEST.json"
+_METRICS, _PROFILE = "metrics.json", "profile.json"
 
 
 class Prediction(NamedTuple):
@@ -59,6 +62,7 @@ class Bundle:
         metrics: validation metrics of these weights.
         origin: where it was trained: dataset fingerprint, settings, versions.
         fingerprint: SHA-256 over spec, fitted files and weights; names the model in every output. "" until saved.
+        profile: what the training data looked like; None where nobody looked.
     """
 
     specs: tuple[FieldSpec, ...]
@@ -68,6 +72,7 @@ class Bundle:
     metrics: Mapping[str, Any]
     origin: Mapping[str, Any]
     fingerprint: str = ""
+    profile: Profile | None = None
 
     @torch.inference_mode()
     def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> Prediction:
@@ -147,9 +152,10 @@ def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
         classes=tuple(spec["classes"]),
         settings=settings,
         model=model.to(device) if device is not None else model,
-        metrics=json.loads(files["metrics.json"]),
+        metrics=json.loads(files[_METRICS]),
         origin=spec["origin"],
         fingerprint=manifest["fingerprint"],
+        profile=Profile.from_json(json.loads(files[_PROFILE])) if _PROFILE in files else None,
     )
 
 
@@ -202,7 +208,9 @@ def _files(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
             yield f"fields/{field.name}/{name}", text.encode()
     weights = {name: t.detach().cpu().contiguous() for name, t in bundle.model.state_dict().items()}
     yield "weights.safetensors", save_tensors(weights)
-    yield "metrics.json", _json(dict(bundle.metrics))
+    yield _METRICS, _json(dict(bundle.metrics))
+    if bundle.profile is not None:
+        yield _PROFILE, _json(bundle.profile.to_json())
 
 
 def _fitted_files(files: Mapping[str, bytes], field: str) -> dict[str, str]:
@@ -213,7 +221,9 @@ def _fitted_files(files: Mapping[str, bytes], field: str) -> dict[str, str]:
 
 
 def _fingerprint(digests: Mapping[str, str]) -> str:
-    lines = [f"{name} {digest}" for name, digest in sorted(digests.items()) if name != "metrics.json"]
+    # Neither metrics nor profile change a prediction.
+    counted = sorted(name for name in digests if name not in (_METRICS, _PROFILE))
+    lines = [f"{name} {digests[name]}" for name in counted]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

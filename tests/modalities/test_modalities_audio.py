@@ -204,3 +204,14 @@ def test_real_recordings_decode(shared_data: Path) -> None:
     fitted = MODALITY.fit(AudioSettings(), pa.table({"audio": column}))
     assert fitted.values["sample_rate_hz"] == 8000
     assert MODALITY.decode(AudioSettings(), fitted, [column], None).present.all()
+
+
+def test_measures_are_loudness_below_full_scale_and_duration() -> None:
+    waves = [0.5 * _tone(440, 0.5, 8000), 0.05 * _tone(440, 0.25, 8000), np.zeros(4000)]
+    arrays = {"samples": np.zeros((3, 4000), np.int16), "length": np.zeros(3, np.int32)}
+    for row, wave in enumerate(waves):
+        arrays["samples"][row, : len(wave)] = np.round(wave / np.abs(_tone(440, 0.5, 8000)).max() * 32767)
+        arrays["length"][row] = len(wave)
+    found = MODALITY.measures(AudioSettings(), FITTED, dict(arrays))
+    assert found["loudness_db"].tolist() == pytest.approx([-9.0, -29.0, -100.0], abs=0.5)
+    assert found["duration_s"].tolist() == pytest.approx([0.5, 0.25, 0.5])

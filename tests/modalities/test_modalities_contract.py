@@ -194,6 +194,29 @@ def test_a_damaged_unpacked_value_is_an_error_of_its_row(case: Case) -> None:
             assert decoded.present[0] != (0 in decoded.errors)
 
 
+def test_measures_are_figures_of_each_row_alone(case: Case) -> None:
+    decoded = case.decode(case.records)
+    whole = case.modality.measures(case.settings, case.fitted, decoded.arrays)
+    assert whole
+    for name, values in whole.items():
+        assert values.dtype == np.float32 and values.shape == (len(case.records),), name
+        assert not np.isinf(values).any(), name
+        assert np.isfinite(values[decoded.present]).any(), name
+    for part in (slice(2, 5), slice(0, 0)):
+        arrays = {name: array[part] for name, array in decoded.arrays.items()}
+        found = case.modality.measures(case.settings, case.fitted, arrays)
+        assert list(found) == list(whole)
+        for name, values in found.items():
+            np.testing.assert_allclose(values, whole[name][part], rtol=1e-4, atol=1e-3)
+
+
+def test_measures_tell_records_apart(case: Case) -> None:
+    decoded = case.decode(list(case.sample.good))
+    found = case.modality.measures(case.settings, case.fitted, decoded.arrays)
+    rows = np.stack([values[decoded.present] for values in found.values()])
+    assert len({tuple(row) for row in rows.T.tolist()}) > 1
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_transform_is_a_pure_function_of_each_row(case: Case, train: bool) -> None:
     keys = _keys(len(case.records)) if train else None

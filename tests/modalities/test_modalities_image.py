@@ -323,3 +323,20 @@ def test_real_images_decode(shared_data: Path) -> None:
     fitted = MODALITY.fit(ImageSettings(), pa.table({"image": column}))
     assert fitted.values["size_px"] == 72
     assert MODALITY.decode(ImageSettings(), fitted, [column], _keys(40)).present.all()
+
+
+def _measures(*images: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    found = MODALITY.measures(ImageSettings(), Fitted({"size_px": 40}), {"pixels": np.stack(images)})
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def test_measures_are_the_luma_of_the_picture() -> None:
+    flat = np.full((40, 40, 3), 100, np.uint8)
+    halves = flat.copy()
+    halves[:, :20], halves[:, 20:] = 0, 200
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[..., 0] = 200
+    found = _measures(flat, halves, red)
+    assert found["brightness"] == pytest.approx([100, 100, 59.8], abs=20)
+    assert found["brightness"][0] == pytest.approx(100, abs=0.01)
+    assert found["contrast"] == pytest.approx([0, 100, 0], abs=2)

@@ -135,3 +135,20 @@ def test_infer_tells_categories_from_prose() -> None:
 
 def test_render_escapes_and_shows_gaps() -> None:
     assert MODALITY.render([1.5, None, "<b>"]) == "1.5 · – · &lt;b&gt;"
+
+
+def test_measures_are_values_as_given_and_shares_of_what_is_missing_or_unknown() -> None:
+    table = pa.table({"size": [1.0, 2.0, 3.0, 1e308], "colour": ["red", "red", "blue", "blue"]})
+    fitted = MODALITY.fit(TabularSettings(), table.slice(0, 3))
+    columns = [pa.array([2.0, None, 1e308]), pa.array(["red", "green", None])]
+    decoded = MODALITY.decode(TabularSettings(), fitted, columns, None)
+    found = MODALITY.measures(TabularSettings(), fitted, decoded.arrays)
+    assert found["column:size"].tolist()[0] == pytest.approx(2.0)
+    assert np.isnan(found["column:size"]).tolist() == [False, True, False]
+    assert found["column:size"].tolist()[2] == pytest.approx(2 + 10 * fitted.values["columns"][0]["std"])
+    assert found["column:colour"].tolist()[:2] == [2, 1] and np.isnan(found["column:colour"][2])
+    assert found["missing_share"].tolist() == [0, 0.5, 0.5]
+    assert found["unknown_share"].tolist() == [0, 0.5, 0]
+    huge = MODALITY.fit(TabularSettings(), pa.table({"size": [-1e308, 1e308]}))
+    decoded = MODALITY.decode(TabularSettings(), huge, [pa.array([1e308])], None)
+    assert np.isfinite(MODALITY.measures(TabularSettings(), huge, decoded.arrays)["column:size"]).all()

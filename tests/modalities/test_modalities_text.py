@@ -265,3 +265,11 @@ def test_padding_is_bounded_and_so_is_what_is_held_at_once(kind: TextEncoderKind
     assert real == int((ids != 0).sum())
     spans = int(((ids != 0) * torch.arange(1, 41)).amax(dim=1).sum())  # dropped tokens keep their place
     assert padded <= 1.25 * spans + 64
+
+
+def test_measures_count_tokens_and_what_the_vocabulary_has_no_piece_of() -> None:
+    fitted = _fit()
+    ids = _ids(fitted, ["grinning face", "\u0434\u043e\u043c", None])
+    found = MODALITY.measures(TextSettings(), fitted, {"ids": ids})
+    assert found["tokens"].tolist()[::2] == [2, 0]
+    assert found["unknown_share"].tolist()[0] == 0 and found["unknown_share"].tolist()[1] > 0.8

@@ -130,7 +130,7 @@ def test_test_predictions_are_the_same_on_one_and_two_workers(
     assert torch.equal(ours, theirs)
 
 
-def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
+def test_the_run_directory_holds_what_is_promised(alone: TrainResult, tiny_dataset: str) -> None:
     run = Path(alone.run)
     assert check_files(alone.bundle) == []
     assert list((run / "tensorboard").glob("events.*"))
@@ -145,6 +145,9 @@ def test_the_run_directory_holds_what_is_promised(alone: TrainResult) -> None:
     epochs = [line for line in read_metrics(alone.run) if line["event"] == "epoch"]
     assert all(line["records_per_s"] > 0 and line["wait_for_data_s"] >= 0 for line in epochs)
     assert {p.suffix for p in (run / "bundle").rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    train, profile = load_manifest(tiny_dataset).splits["train"], load_bundle(alone.bundle).profile
+    assert profile is not None and profile.labels == train.classes
+    assert profile.counts.rows == 120 and profile.counts.missing == train.missing
 
 
 def test_a_finished_run_resumes_to_its_end_at_once_and_other_settings_are_refused(

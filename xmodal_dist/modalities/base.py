@@ -3,7 +3,7 @@
 ``infer -> check -> fit`` when packing and before training; ``decode`` in reader threads (numpy, uint8 where it can be);
 ``transform`` on the device in batch; ``encoder`` to features [B, width]; ``render`` for reports. A modality knows
 nothing of datasets, Ray, other modalities or the model around it. ``unpack`` does the part of ``decode`` that no
-randomness touches, for a cache of decoded data.
+randomness touches, for a cache of decoded data. ``measures`` says what decoded records look like, to compare data with.
 """
 
 from __future__ import annotations
@@ -111,6 +111,21 @@ class Modality(ABC, Generic[S]):
         """
         del settings, fitted
         return list(columns)
+
+    def measures(self, settings: S, fitted: Fitted, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+        """What n decoded records look like, in a few figures each that cost little beside decoding; by default none.
+
+        Args:
+            settings: settings of the field.
+            fitted: what :meth:`fit` returned.
+            arrays: those of :meth:`decode` without keys; what comes of rows of missing values is of no use.
+
+        Returns:
+            [n] by name, finite, or NaN where a record has no such figure. A pure function of each row; the names
+            depend on ``settings`` and ``fitted`` alone.
+        """
+        del settings, fitted, arrays
+        return {}
 
     @abstractmethod
     def transform(self, settings: S, fitted: Fitted, tensors: Tensors, keys: Any | None) -> Tensors:

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from xmodal_dist.batch import Tensors
+from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import pixels as px
 from xmodal_dist.modalities.base import (
@@ -49,6 +49,8 @@ _MAX_FITTED_SIZE_PX = 224
 _MAX_STATISTICS_IMAGES = 512
 _RENDER_SIDE_PX = 160
 _REDUCTIONS = (8, 4, 2)
+_MEASURED_SIDE_PX = 6
+_LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 # Pixels beyond this many times what the model sees are left encoded: a crop of them costs more to read than to decode.
 _MAX_RAW_RATIO = 8
 
@@ -159,6 +161,21 @@ class ImageModality(Modality[ImageSettings]):
             return px.to_raw(_decode(payload, size, settings))
 
         return [replace_each(columns[0], replace)]
+
+    def measures(
+        self, settings: ImageSettings, fitted: Fitted, arrays: Arrays
+    ) -> dict[str, NDArray[np.float32]]:
+        """``brightness`` and ``contrast``: mean and deviation of the luma (ITU-R BT.601), 0 to 255.
+
+        Of a grid of pixels, at least 6 to a side: all of them would cost as much as decoding some.
+        """
+        pixels = arrays["pixels"].view(np.uint8)
+        step = max(1, pixels.shape[1] // _MEASURED_SIDE_PX)
+        red, green, blue = np.moveaxis(pixels[:, step // 2 :: step, step // 2 :: step], -1, 0)
+        luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
+        mean = luma.mean(axis=(1, 2))
+        variance = np.einsum("nhw,nhw->n", luma, luma) / luma.shape[1] ** 2 - mean**2
+        return {"brightness": mean, "contrast": np.sqrt(np.maximum(variance, 0))}
 
     def transform(
         self, settings: ImageSettings, fitted: Fitted, tensors: Tensors, keys: Any | None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from xmodal_dist.batch import Tensors
+from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
 from xmodal_dist.modalities.layers import TableEncoder
@@ -26,6 +26,7 @@ _MISSING_ID, _UNKNOWN_ID, _FIRST_ID = 0, 1, 2
 _BLANK_PLACE, _NOWHERE = 1, -1
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _MAX_DEVIATIONS = 10.0
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _NOT_A_NUMBER = r"(?i)^[+-]?(nan|inf|infinity)$"
 _MICROSECONDS_PER_DAY = 86_400_000_000
@@ -121,6 +122,31 @@ class TabularModality(Modality[TabularSettings]):
             for array in arrays.values():
                 array[~present] = 0
         return Decoded(arrays, present, errors)
+
+    def measures(
+        self, settings: TabularSettings, fitted: Fitted, arrays: Arrays
+    ) -> dict[str, NDArray[np.float32]]:
+        """``missing_share`` and ``unknown_share`` of a record's values, and each column's value as ``column:NAME``.
+
+        Numbers are as given, but within 10 deviations of the mean; a category is its id (1 = unknown, then by
+        frequency); NaN where missing.
+        """
+        numeric, missing, ids = arrays["numeric"], arrays["missing"], arrays["categorical"]
+        columns = fitted.values["columns"]
+        count = (missing.sum(axis=1) + (ids == _MISSING_ID).sum(axis=1)) / len(columns)
+        figures = {"missing_share": count, "unknown_share": (ids == _UNKNOWN_ID).sum(axis=1) / len(columns)}
+        numeric_at, ids_at = iter(range(numeric.shape[1])), iter(ids.T)
+        for spec in columns:
+            if "mean" in spec:
+                place = next(numeric_at)
+                with np.errstate(over="ignore"):
+                    value = numeric[:, place].astype(np.float64) * spec["std"] + spec["mean"]
+                value = value.clip(-_LARGEST_FLOAT, _LARGEST_FLOAT)
+                figures[f"column:{spec['name']}"] = np.where(missing[:, place], np.nan, value)
+            else:
+                own = next(ids_at)
+                figures[f"column:{spec['name']}"] = np.where(own == _MISSING_ID, np.nan, own)
+        return {name: values.astype(np.float32) for name, values in figures.items()}
 
     def transform(
         self, settings: TabularSettings, fitted: Fitted, tensors: Tensors, keys: Any | None

@@ -22,7 +22,7 @@ from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from xmodal_dist.batch import Tensors
+from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
 from xmodal_dist.modalities.layers import RecordDropout, TextEncoder, TextEncoderKind
@@ -40,6 +40,7 @@ _TOKENIZER_FILE = "tokenizer.json"
 _MAX_TOKEN_CHARS = 32
 _MAX_KNOWN_WORDS, _MAX_KNOWN_CHARS = 200_000, 64
 _ID_BYTES = 4
+_FIRST_BYTE_ID, _FIRST_MERGED_ID = 2, 258
 _RENDER_MAX_CHARS = 500
 
 
@@ -124,6 +125,19 @@ class TextModality(Modality[TextSettings]):
         padded = bytearray().join(row.ljust(_ID_BYTES * num_tokens, b"\0") for row in rows)
         present = np.fromiter(map(bool, rows), np.bool_, len(rows))
         return Decoded({"ids": np.frombuffer(padded, np.int32).reshape(-1, num_tokens)}, present, errors)
+
+    def measures(
+        self, settings: TextSettings, fitted: Fitted, arrays: Arrays
+    ) -> dict[str, NDArray[np.float32]]:
+        """``tokens``, and ``unknown_share``: the share of them that are single bytes, for want of a larger piece.
+
+        Nothing is unknown to a byte-level tokenizer; text of another language or in another script falls into bytes.
+        """
+        ids = arrays["ids"].view(np.int32)
+        tokens = np.count_nonzero(ids, axis=1)
+        single = np.count_nonzero((ids >= _FIRST_BYTE_ID) & (ids < _FIRST_MERGED_ID), axis=1)
+        share = single / np.maximum(tokens, 1)
+        return {"tokens": tokens.astype(np.float32), "unknown_share": share.astype(np.float32)}
 
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from xmodal_dist import storage
+from xmodal_dist import runtime, storage
+from xmodal_dist.batch import Arrays
 from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.dataset.plan import row_group_units
 from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities import Fitted
 from xmodal_dist.modalities.fields import FieldSpec, field_settings
+from xmodal_dist.pipeline.ahead import map_ahead
+from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.pipeline.rows import read_range
 
-__all__ = ["fit_fields"]
+__all__ = ["decode_sample", "fit_fields"]
+
+_MAX_DECODERS = 8
+_PIECE_ROWS = 64
 
 
 def fit_fields(
@@ -45,6 +53,34 @@ def fit_fields(
         fitted = spec.modality.fit(spec.settings, sample)
         specs.append(FieldSpec(spec.name, spec.columns, spec.settings, fitted))
     return tuple(specs)
+
+
+def decode_sample(
+    dataset: str, manifest: Manifest, specs: Sequence[FieldSpec], max_rows: int
+) -> Iterator[tuple[dict[str, Arrays], NDArray[np.bool_], NDArray[np.int64]]]:
+    """Records of the train split as they are without augmentation, spread evenly over it; decoded in threads.
+
+    Args:
+        dataset: path or URI of the dataset.
+        manifest: its manifest.
+        specs: the fields, fitted.
+        max_rows: at most this many.
+
+    Yields:
+        For some records the arrays of each field, ``present`` [n, M], and the rows that could be decoded.
+    """
+    table = _sample(dataset, manifest, tuple(c for spec in specs for c in spec.columns), max_rows)
+    if table.num_rows > max_rows:
+        table = table.take(pa.array(np.linspace(0, table.num_rows - 1, max_rows).astype(np.int64)))
+
+    def decode(start: int) -> tuple[dict[str, Arrays], NDArray[np.bool_], NDArray[np.int64]]:
+        decoded = decode_table(table.slice(start, _PIECE_ROWS), specs, None)
+        broken = [error.row for error in decoded.errors]
+        return decoded.fields, decoded.present, np.setdiff1d(np.arange(len(decoded.present)), broken)
+
+    decoders = min(runtime.usable_cores(), _MAX_DECODERS)
+    with ThreadPoolExecutor(decoders, thread_name_prefix="profile") as pool:
+        yield from map_ahead(decode, range(0, table.num_rows, _PIECE_ROWS), pool, ahead=decoders)
 
 
 def _sample(dataset: str, manifest: Manifest, columns: tuple[str, ...], max_rows: int) -> pa.Table:

@@ -16,6 +16,7 @@ from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.chunks import Schedule
 from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.profile import Profile
 from xmodal_dist.train.settings import TrainSettings
 
 __all__ = ["TrainJob"]
@@ -38,6 +39,7 @@ class TrainJob:
         use_gpu: whether each worker has a GPU.
         started_s: time.time() of the command, for the start-up share.
         order: how well mixed its batches are; None before that is measured.
+        profile: what the training data looks like; None before it is looked at.
     """
 
     run: str
@@ -52,6 +54,7 @@ class TrainJob:
     use_gpu: bool
     started_s: float
     order: OrderQuality | None = None
+    profile: Profile | None = None
 
     @property
     def checkpoints(self) -> str:

@@ -16,8 +16,9 @@ from xmodal_dist import runtime, storage
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import DataError, RunAgainError, SpecDiffersError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.pipeline.fit import decode_sample, fit_fields
 from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.profile import fit_profile
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import read_metrics
 from xmodal_dist.train.loop import train_worker
@@ -28,6 +29,7 @@ from xmodal_dist.train.settings import TrainSettings
 __all__ = ["TrainResult", "launch"]
 
 _RUN_NAME = "run.json"
+_PROFILE_ROWS = 1000
 
 
 class TrainResult(NamedTuple):
@@ -80,7 +82,9 @@ def launch(
     )  # fmt: skip
     _claim(job, resume)
     order = measure_order(dataset, job.schedule)
-    job = replace(job, order=order)
+    sample = decode_sample(dataset, manifest, specs, min(train.fit_rows, _PROFILE_ROWS))
+    profile = fit_profile(specs, sample, manifest.splits["train"].classes)
+    job = replace(job, order=order, profile=profile)
     if warning := order_warning(order, pipeline.window_rows):
         print(warning, file=sys.stderr)
     with _watched(run):

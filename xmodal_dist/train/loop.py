@@ -292,7 +292,9 @@ class _Worker:
         load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device)
         metrics = {"val": progress.best_metrics, "epoch": progress.best_epoch, "epochs": progress.epoch}
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
-        bundle = Bundle(job.specs, job.manifest.classes, job.model, self.model, metrics, origin)
+        bundle = Bundle(
+            job.specs, job.manifest.classes, job.model, self.model, metrics, origin, profile=job.profile
+        )
         fingerprint = save_bundle(job.bundle, bundle)
         tasks_cpus = (job.worker_cpus + job.reader_cpus) * len(ranks)
         tasks_read = any(rank.reading["rows_ray"] for rank in ranks)
