@@ -350,7 +350,7 @@ def test_progress_counts_every_record_and_shows_a_line(tmp_path: Path) -> None:
     with ConsoleProgress("packing", console) as progress:
         pack(source, str(tmp_path / "out"), settings=LENIENT, progress=progress)
     assert "packing: 40/40 records" in shown.getvalue()
-    assert "1 rejected" in shown.getvalue()
+    assert "1 quarantined" in shown.getvalue()
 
 
 # --- the development data, whole -----------------------------------------------------------------------------------
