@@ -228,9 +228,7 @@ def gc(output: str) -> Collected:
 
 def _report_scoring(result: scoring.ScoreResult) -> None:
     manifest = result.manifest.model_dump(mode="json")
-    page = scoring_page.render(
-        manifest, manifest["label_counts"], manifest["confidence_counts"], manifest["quarantine"]
-    )
+    page = scoring_page.render(manifest)
     storage.write_bytes(storage.join(result.output, "report.html"), page.encode())
 
 

@@ -17,7 +17,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-__all__ = ["Series", "confusion", "curves", "histogram", "reliability", "smoothed"]
+__all__ = ["Series", "confusion", "curves", "histogram", "reliability", "shares", "smoothed"]
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1b2733", "#5c6b7a", "#e3e8ee", "#2457c5", "#d9730d"
 
@@ -48,6 +48,8 @@ _SVG_NOISE = (
     re.compile(r" font-family: [^;]*;"),
     re.compile(r"<style[^>]*>.*?</style>", re.DOTALL),  # would apply to the whole page
 )
+_PALE_INK = "#aab4bf"
+_STRIP_HEIGHT_PX, _PAIR_WIDTH_PX, _BAR_WIDTH_PX = 26, 11, 4
 _MAX_POINTS = 800
 _MAX_ANNOTATED_CLASSES = 20
 _MAX_VECTOR_CLASSES = 40
@@ -66,7 +68,9 @@ class Series:
     markers: bool = False
 
 
-def curves(title: str, series: Sequence[Series], x_label: str, percent: bool = False) -> Markup:
+def curves(
+    title: str, series: Sequence[Series], x_label: str, percent: bool = False, from_zero: bool = False
+) -> Markup:
     """A line chart; long series are averaged down to a drawable number of points."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(5.4, 2.7)
@@ -83,7 +87,10 @@ def curves(title: str, series: Sequence[Series], x_label: str, percent: bool = F
                 label="_" if line.faint else line.name,
             )
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=not from_zero, steps=[1, 2, 2.5, 5, 10]))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if sum(not line.faint for line in series) > 1:
@@ -179,6 +186,22 @@ def histogram(title: str, counts: Sequence[int], x_label: str) -> Markup:
         axes.set_xlabel(x_label)
         axes.set_ylabel("rows")
         return _svg(figure, title)
+
+
+def shares(title: str, before: Sequence[float], now: Sequence[float]) -> Markup:
+    """Two distributions over the same bins as a strip of pairs of bars, for a cell of a table; the first in grey."""
+    tallest = max(*before, *now, 1e-9)
+    bars = []
+    for place, pair in enumerate(zip(before, now, strict=True)):
+        for side, (share, color) in enumerate(zip(pair, (_PALE_INK, BLUE), strict=True)):
+            height = round(_STRIP_HEIGHT_PX * share / tallest, 1)
+            x, y = place * _PAIR_WIDTH_PX + side * _BAR_WIDTH_PX, round(_STRIP_HEIGHT_PX - height, 1)
+            bars.append(f'<rect x="{x}" y="{y}" width="{_BAR_WIDTH_PX}" height="{height}" fill="{color}"/>')
+    width = len(before) * _PAIR_WIDTH_PX
+    return Markup(
+        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {_STRIP_HEIGHT_PX}" '
+        f'style="width: {width}px" xmlns="http://www.w3.org/2000/svg">{"".join(bars)}</svg>'
+    )
 
 
 def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:

@@ -12,8 +12,8 @@ from typing import Any
 
 __all__ = ["goodput_line", "scoring_goodput"]
 
-_LOOP = ("wait_for_data", "predict", "encode", "commit", "isolated", "other")
-_BESIDE = ("read", "decode")
+_LOOP = ("wait_for_data", "predict", "encode", "commit", "isolated")
+_THREADS = ("read", "decode")
 
 _SENTENCES = {
     "read": "reading the input set the pace: bring the input nearer, or raise score.threads so that more reads overlap",
@@ -38,9 +38,8 @@ def scoring_goodput(
     """Figures of a run, JSON-able; the names are those of a training run's goodput.json.
 
     Args:
-        stages: seconds by stage over all units that this command's workers scored: those of a worker's loop
-            (``wait_for_data``, ``predict``, ``encode``, ``commit``, ``isolated``) and those of its threads (``read``,
-            ``decode``). Others are shown, but never named as what set the pace.
+        stages: seconds by stage over all units that this command's workers scored: ``read`` and ``decode`` of their
+            threads, all others of their loops (``wait_for_data``, ``predict``, ``encode``, ``commit``, ``isolated``).
         wall_s: seconds of the command.
         rows: records that its workers scored.
         cpu_s: their CPU-seconds.
@@ -48,25 +47,26 @@ def scoring_goodput(
         num_workers: how many they were; None counts what their loops did not do as no time at all.
 
     Returns:
-        ``stages_s`` as given, with ``other`` (the workers' time that no loop stage accounts for); ``cores_busy``, the
-        share of the cores' time that was used: what the run reached of the rate that these cores allow at this cost a
-        record; ``binding_stage``, in a sentence.
+        ``stages_s`` of the loops, with ``other``, so that they add up to the workers' time; ``threads_s`` of their
+        threads; ``cores_busy``, the share of the cores' time that was used: what the run reached of the rate that these
+        cores allow at this cost a record; ``binding_stage``, in a sentence.
     """
-    seconds = {name: round(value, 3) for name, value in stages.items()}
-    loop_s = sum(seconds.get(name, 0.0) for name in _LOOP)
-    workers_s = max(loop_s, wall_s * (num_workers or 0))
-    seconds["other"] = round(workers_s - loop_s, 3)
+    threads = {name: round(stages[name], 3) for name in _THREADS if name in stages}
+    loop = {name: round(stages[name], 3) for name in sorted(stages.keys() - threads.keys(), key=_place)}
+    loop_s = sum(loop.values())
+    loop["other"] = round(max(0.0, wall_s * (num_workers or 0) - loop_s), 3)
     busy = min(1.0, cpu_s / (wall_s * cores)) if wall_s > 0 and cores > 0 else None
     return {
         "wall_s": round(wall_s, 3),
-        "stages_s": {name: seconds[name] for name in sorted(seconds, key=_place)},
+        "stages_s": loop,
+        "threads_s": threads,
         "records": rows,
         "records_per_s": round(rows / wall_s, 1) if wall_s > 0 else None,
         "cpu_s_per_record": round(cpu_s / rows, 6) if rows else None,
         "cores": cores,
         "cores_busy": None if busy is None else round(busy, 4),
         "num_workers": num_workers,
-        "binding_stage": _sentence(seconds, workers_s),
+        "binding_stage": _sentence(loop, threads),
     }
 
 
@@ -78,22 +78,19 @@ def goodput_line(goodput: Mapping[str, Any]) -> str:
         parts[0] += f": {rate:,.0f}/s"
         parts.append(f"{1000 * cost:.3g} ms of CPU a record")
         parts.append(f"{goodput['cores']:g} cores {busy:.0%} busy")
-    return f"{', '.join(parts)}. {goodput['binding_stage']}"
+    return f"{', '.join(parts)}; {goodput['binding_stage']}"
 
 
-def _place(name: str) -> int:
-    """Where a stage stands: in the order of the data, unknown ones before what nobody accounts for."""
-    order = (*_BESIDE, *_LOOP[:-1])
-    return order.index(name) if name in order else len(order) + (name == "other")
+def _place(name: str) -> tuple[int, str]:
+    return (_LOOP.index(name) if name in _LOOP else len(_LOOP)), name
 
 
-def _sentence(seconds: Mapping[str, float], workers_s: float) -> str:
-    if workers_s <= 0:
+def _sentence(loop: Mapping[str, float], threads: Mapping[str, float]) -> str:
+    total_s = sum(loop.values())
+    if total_s <= 0:
         return "nothing was scored"
-    loop = max(_LOOP, key=lambda name: seconds.get(name, 0.0))
-    binding = loop
-    if loop == "wait_for_data":
-        beside = {name: seconds[name] for name in _BESIDE if seconds.get(name)}
-        binding = max(beside, key=beside.__getitem__) if beside else loop
-    share = f"{loop}: {seconds[loop] / workers_s:.0%} of the workers' time"
-    return f"{_SENTENCES[binding]} ({share})"
+    longest = binding = max(loop, key=loop.__getitem__)
+    if longest == "wait_for_data" and any(threads.values()):
+        binding = max(threads, key=threads.__getitem__)
+    advice = _SENTENCES.get(binding, f"{binding.replace('_', ' ')} took most of the time")
+    return f"{advice} ({longest}: {loop[longest] / total_s:.0%} of the workers' time)"
