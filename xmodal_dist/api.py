@@ -27,6 +27,7 @@ from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
 from xmodal_dist.score.collect import Collected, collect_garbage
+from xmodal_dist.score.events import read_events
 from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
@@ -228,7 +229,8 @@ def gc(output: str) -> Collected:
 
 def _report_scoring(result: scoring.ScoreResult) -> None:
     manifest = result.manifest.model_dump(mode="json")
-    page = scoring_page.render(manifest)
+    events = read_events(result.output)
+    page = scoring_page.render(manifest, events=events, drift=result.drift, goodput=result.goodput)
     storage.write_bytes(storage.join(result.output, "report.html"), page.encode())
 
 

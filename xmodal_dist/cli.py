@@ -7,7 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -15,8 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from xmodal_dist.errors import UsageError, VerificationError, XmodalError
-from xmodal_dist.score.formats import ScoreManifest
+from xmodal_dist.score.goodput import goodput_line
 from xmodal_dist.version import __version__
+
+if TYPE_CHECKING:  # what scores is slow to import
+    from xmodal_dist.score.job import ScoreResult
 
 __all__ = ["app", "main"]
 
@@ -193,7 +196,7 @@ def score(
     result = api.score(
         bundle, [*input, *(more or ())], output, config=config, set=overrides or (), num_workers=num_workers
     )
-    _result(result.manifest, as_json, lambda: _say_scored(output, result.manifest))
+    _result(result.manifest, as_json, lambda: _say_scored(result))
 
 
 @app.command()
@@ -209,7 +212,7 @@ def retry(
     from xmodal_dist import api
 
     result = api.retry(output, bundle=bundle, config=config, set=overrides or (), num_workers=num_workers)
-    _result(result.manifest, as_json, lambda: _say_scored(output, result.manifest))
+    _result(result.manifest, as_json, lambda: _say_scored(result))
 
 
 @app.command()
@@ -322,9 +325,16 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _say_scored(output: str, manifest: ScoreManifest) -> None:
-    rows = f"{manifest.rows_in} records read = {manifest.rows_ok} scored + {manifest.rows_bad} quarantined"
-    _say(f"{rows}\npredictions: {output}/data\nreport:      {output}/report.html")
+def _say_scored(result: ScoreResult) -> None:
+    found, output = result.manifest, result.output
+    _say(f"{found.rows_in} records read = {found.rows_ok} scored + {found.rows_bad} quarantined")
+    shifted = [row for row in result.drift or () if row["level"] in ("moderate", "major")]
+    for row in shifted:
+        what = f"{row['field']}: {row['measure']}" if row["field"] else row["measure"]
+        _say(f"{row['level']} drift of {what} against the training data (PSI {row['psi']:.2f})")
+    if result.goodput is not None:
+        _say(goodput_line(result.goodput))
+    _say(f"predictions: {output}/data\nreport:      {output}/report.html")
 
 
 def _result(content: Any, as_json: bool, show: Callable[[], None]) -> None:

@@ -133,7 +133,7 @@ def _end(pids: Path) -> None:
 
 def _drive(bundle: str, source: str, output: str, pids: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    from xmodal_dist.score import job
+    from xmodal_dist.score import driver, job
     from xmodal_dist.score.settings import ScoreSettings
 
     def score_units(
@@ -141,7 +141,7 @@ def _drive(bundle: str, source: str, output: str, pids: str, environment: dict[s
     ) -> Iterator[Any]:
         return _through_pipes(shared, plan, numbers, Path(pids), environment)
 
-    vars(job)["score_units"] = score_units
+    vars(driver).update(score_units=score_units, pool_size=lambda asked, units: min(asked, units))
     job.score(bundle, [source], output, ScoreSettings.model_validate(SETTINGS), num_workers=_WORKERS)
 
 

@@ -21,7 +21,7 @@ from xmodal_dist.score.plan import Plan, Unit
 from xmodal_dist.score.scorer import Job
 from xmodal_dist.score.worker import ScoreWorker, receipt_of
 
-__all__ = ["group_sizes", "score_units"]
+__all__ = ["group_sizes", "pool_size", "score_units"]
 
 _MAX_GROUP_UNITS = 64
 _ROUNDS = 4
@@ -42,8 +42,15 @@ def group_sizes(num_units: int, num_workers: int) -> list[int]:
     return sizes
 
 
+def pool_size(num_workers: int | None, num_units: int) -> int:
+    """Actors for some units: what was asked for, else one per GPU, else one per CPU; no more than units."""
+    resources = _resources()
+    asked = num_workers or int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1.0)))
+    return min(asked, num_units)
+
+
 def score_units(
-    job: Job, plan: Plan, numbers: Sequence[int], num_workers: int | None, tick_s: float
+    job: Job, plan: Plan, numbers: Sequence[int], num_workers: int, tick_s: float
 ) -> Iterator[Receipt | None]:
     """Receipts as units are committed, in any order; None after every ``tick_s`` seconds without one.
 
@@ -76,7 +83,7 @@ def score_units(
         yield found
 
 
-def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int | None) -> Iterator[Receipt]:
+def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) -> Iterator[Receipt]:
     """Through one Ray Data execution."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -87,17 +94,16 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int | N
         _RECEIPT_BYTES  # receipts travel when they are there, not when there are many
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = _resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    size = min(num_workers or gpus or max(1, int(cpus)), len(numbers))
-    receipts = ray.data.from_arrow(_groups(plan, numbers, size)).map_batches(
+    receipts = ray.data.from_arrow(_groups(plan, numbers, num_workers)).map_batches(
         ScoreWorker,
         fn_constructor_args=(job,),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=runtime.plan_placement(cpus, size).worker_cpus,
-        num_gpus=min(1.0, math.floor(gpus / size * 1e4) / 1e4) if gpus else None,
-        compute=ActorPoolStrategy(size=size),
+        num_cpus=runtime.plan_placement(cpus, num_workers).worker_cpus,
+        num_gpus=min(1.0, math.floor(gpus / num_workers * 1e4) / 1e4) if gpus else None,
+        compute=ActorPoolStrategy(size=num_workers),
     )
     try:
         for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -110,6 +116,13 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int | N
         raise XmodalError(message) from error
     except ray.exceptions.RayError as error:
         raise RunAgainError(f"workers were lost: {error}\nThe same command goes on from here") from error
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _groups(plan: Plan, numbers: Sequence[int], num_workers: int) -> list[pa.Table]:

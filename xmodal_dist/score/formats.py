@@ -136,6 +136,8 @@ class Receipt(Settings):
         part: as committed, by this attempt or another.
         scored: whether this attempt's part stands.
         isolated: whether records were scored in a process apart, after attempts had died.
+        died: attempts at the unit that were under way or had died when this one began.
+        bytes_read: of the input, decompressed.
         seconds: wall time by stage.
         cpu_s: CPU-seconds of the process meanwhile.
     """
@@ -143,6 +145,8 @@ class Receipt(Settings):
     part: Part
     scored: bool = True
     isolated: bool = False
+    died: int = 0
+    bytes_read: int = 0
     seconds: dict[str, float] = {}
     cpu_s: float = 0.0
 

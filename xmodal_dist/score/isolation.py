@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,19 +38,21 @@ class ScoredBatch(NamedTuple):
         rejected: the other records.
         ids: of all rows, "" where there is none.
         present: field -> rows that could be decoded in which it is there.
+        profile: counts of their fields' measures, as JSON; {} without a profile to count by.
     """
 
     table: pa.Table
     rejected: list[Rejected]
     ids: list[str]
     present: dict[str, int]
+    profile: dict[str, Any]
 
     @staticmethod
     def of(job: Job, unit: Unit, scorer: Scorer, batch: DecodedBatch) -> ScoredBatch:
         """Predict a decoded batch."""
         table, rejected = scorer.predict(batch)
         ids = pc.fill_null(record_ids(job, unit, batch.rows, batch.first_row), "").to_pylist()
-        return ScoredBatch(table, rejected, ids, scorer.present(batch))
+        return ScoredBatch(table, rejected, ids, scorer.present(batch), scorer.profile(batch).to_json())
 
 
 class IsolatedScorer:
@@ -80,7 +82,7 @@ class IsolatedScorer:
         if rows.num_rows == 1:
             name = record_ids(self._job, self._unit, rows, first_row)[0].as_py() or ""
             rejected = Rejected.of(fault, self._unit.path, first_row, name, "")
-            return [ScoredBatch(self._job.schema.empty_table(), [rejected], [name], {})]
+            return [ScoredBatch(self._job.schema.empty_table(), [rejected], [name], {}, {})]
         half = rows.num_rows // 2
         return [*self.score(rows.slice(0, half), first_row), *self.score(rows.slice(half), first_row + half)]
 
@@ -89,8 +91,8 @@ class IsolatedScorer:
             context = multiprocessing.get_context("spawn")  # a fork would take over threads' locks
             self._pool = ProcessPoolExecutor(1, context, _start_child, (self._job, self._unit))
         job = self._pool.submit(_score_in_child, _to_ipc(rows), first_row)
-        table, rejected, ids, present = job.result(timeout=_TIMEOUT_S)
-        return ScoredBatch(_from_ipc(table), rejected, ids, present)
+        table, rest = job.result(timeout=_TIMEOUT_S)
+        return rest._replace(table=_from_ipc(table))
 
     def _stop(self) -> None:
         if self._pool is not None:
@@ -114,9 +116,9 @@ def _start_child(job: Job, unit: Unit) -> None:
     _CHILD.append(score)
 
 
-def _score_in_child(rows: bytes, first_row: int) -> tuple[bytes, list[Rejected], list[str], dict[str, int]]:
+def _score_in_child(rows: bytes, first_row: int) -> tuple[bytes, ScoredBatch]:
     scored = _CHILD[0](_from_ipc(rows), first_row)
-    return _to_ipc(scored.table), scored.rejected, scored.ids, scored.present
+    return _to_ipc(scored.table), scored._replace(table=None)
 
 
 def _to_ipc(table: pa.Table) -> bytes:

@@ -6,29 +6,23 @@ record or score one twice.
 
 from __future__ import annotations
 
-import datetime
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from xmodal_dist import storage
 from xmodal_dist.bundle import Bundle, load_bundle
-from xmodal_dist.dataset.quarantine import check_budget
 from xmodal_dist.dataset.schema import ID, LABEL
-from xmodal_dist.errors import BudgetExceededError, CheckpointError, UsageError
-from xmodal_dist.progress import ConsoleProgress
+from xmodal_dist.errors import CheckpointError, UsageError
+from xmodal_dist.profile import ProfileCounts, drift
 from xmodal_dist.score import ledger
-from xmodal_dist.score.commit import QUARANTINE
-from xmodal_dist.score.feed import score_units
-from xmodal_dist.score.formats import Identity, Part, Receipt, ScoreManifest
+from xmodal_dist.score.driver import Driver
+from xmodal_dist.score.formats import Identity, ScoreManifest
 from xmodal_dist.score.outputs import output_schema
 from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.scorer import Job
@@ -39,16 +33,23 @@ from xmodal_dist.version import __version__
 
 __all__ = ["Run", "ScoreResult", "prepare", "retry", "score"]
 
-_TICK_S = 5.0
-_RECEIPTS_EVERY_S = 10.0
-
 
 class ScoreResult(NamedTuple):
-    """A finished run: where it is, its manifest, and how many rows this command scored itself."""
+    """A finished run.
+
+    Attributes:
+        output: where it is.
+        manifest: what it came to.
+        rows_scored_now: rows that this command scored itself.
+        drift: rows of :func:`xmodal_dist.profile.drift`, input against training data; None if the bundle knows of none.
+        goodput: where this command's time went; None if it scored nothing.
+    """
 
     output: str
     manifest: ScoreManifest
     rows_scored_now: int
+    drift: list[dict[str, Any]] | None
+    goodput: dict[str, Any] | None = None
 
 
 class Run(NamedTuple):
@@ -92,12 +93,14 @@ def score(
     new = ledger.open_run(output, run.identity, run.plan)
     finished = ledger.load_manifest(output)
     if finished is not None:
-        return ScoreResult(output, finished, 0)
+        return ScoreResult(output, finished, 0, _drift(run.model, finished))
     tally = Tally(run.plan, run.identity.digest)
+    driver = Driver(run.plan, run.job, tally, settings)
     with ledger.writing(output), session():
-        scored = _Driver(run, tally, settings).run(num_workers, from_start=new)
-    manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
-    return ScoreResult(output, manifest, scored)
+        driver.run(num_workers, from_start=new)
+        manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
+        goodput = driver.goodput()
+    return ScoreResult(output, manifest, driver.rows, _drift(run.model, manifest), goodput)
 
 
 def retry(
@@ -134,7 +137,7 @@ def retry(
     if model.fingerprint != identity.bundle:
         raise CheckpointError(f"{bundle} is not the bundle of {output}, which is {identity.bundle[:12]}")
     if not before.rows_bad:
-        return ScoreResult(output, before, 0)
+        return ScoreResult(output, before, 0, _drift(model, before))
     plan = ledger.load_plan(output, identity)
     files = ledger.load_files(output, before)
     rejected = files.filter(pc.equal(files["role"], "quarantine"))
@@ -144,13 +147,14 @@ def retry(
     fixed = ScoreSettings.model_validate(settings.model_dump() | identity.settings)
     job = _job(bundle, output, model, fixed, input_schema(plan), identity.digest)
     job = replace(job, generation=before.generation + 1, retried=paths)
-    run = Run(model, plan, identity, job)
     tally = Tally(plan, identity.digest, job.generation, expected)
     unlimited = fixed.model_copy(update={"max_bad_fraction": 1.0})
+    driver = Driver(plan, job, tally, unlimited)
     with ledger.writing(output), session():
-        scored = _Driver(run, tally, unlimited).run(num_workers, from_start=False)
-    manifest = ledger.finalise(output, identity, tally, model.classes, job.schema, before)
-    return ScoreResult(output, manifest, scored)
+        driver.run(num_workers, from_start=False)
+        manifest = ledger.finalise(output, identity, tally, model.classes, job.schema, before)
+        goodput = driver.goodput()
+    return ScoreResult(output, manifest, driver.rows, _drift(model, manifest), goodput)
 
 
 def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSettings) -> Run:
@@ -176,6 +180,12 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
     )
 
 
+def _drift(model: Bundle, manifest: ScoreManifest) -> list[dict[str, Any]] | None:
+    if model.profile is None:
+        return None
+    return drift(model.profile, ProfileCounts.from_json(manifest.profile), manifest.label_counts)
+
+
 def _plan(inputs: Sequence[str], output: str, model: Bundle, settings: ScoreSettings) -> Plan:
     """The plan of the run that is in the output if it is of the same files, which reads no footer; else a new one."""
     needs = _needs(model, settings)
@@ -183,101 +193,6 @@ def _plan(inputs: Sequence[str], output: str, model: Bundle, settings: ScoreSett
     if known is not None and is_of_same_files(known, inputs, settings.split):
         return known
     return make_plan(inputs, settings.split, needs, settings.unit_rows, settings.unit_bytes)
-
-
-class _Driver:
-    """One command's share of a generation of a run: hands out units, and keeps the account."""
-
-    def __init__(self, run: Run, tally: Tally, settings: ScoreSettings) -> None:
-        self._run, self._tally, self._settings = run, tally, settings
-        self._output = run.job.output
-        self._partitioned = run.job.settings.partition_by is not None
-        now = datetime.datetime.now(datetime.timezone.utc)
-        self._name = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        self._unwritten: list[Part] = []
-        self._receipts = 0
-        self._written_s = time.monotonic()
-
-    def run(self, num_workers: int | None, *, from_start: bool) -> int:
-        """Until every unit has its part, by whomever; rows that this driver's workers scored.
-
-        ``from_start``: begin at the first unit; others begin anywhere, as drivers that share the work should not meet.
-        """
-        waiting = self._take_up()
-        if not from_start:
-            waiting = np.roll(waiting, uuid.uuid4().int % max(1, len(waiting)))
-        scored = 0
-        with ConsoleProgress("scoring", before=self._tally.rows_in) as progress:
-            total = int(self._tally.expected.sum())
-            try:
-                for receipt in self._scored(waiting, num_workers) if len(waiting) else ():
-                    scored += receipt.part.footer.rows_in if receipt.scored else 0
-                    self._account(receipt.part)
-                    progress(self._tally.rows_in, self._tally.rows_bad, total)
-            finally:
-                self._write_receipts()
-        for part in ledger.read_parts(
-            self._output, self._others().tolist(), self._run.job.generation, self._partitioned
-        ):
-            self._account(part)
-        self._write_receipts()
-        return scored
-
-    def _take_up(self) -> NDArray[np.int64]:
-        """Account for what drivers before have written down; the units that are not committed."""
-        committed = np.zeros(len(self._run.plan), dtype=np.bool_)
-        committed[self._committed()] = True
-        for part in ledger.read_receipts(self._output):
-            footer = part.footer
-            if footer.generation == self._run.job.generation and committed[footer.unit]:
-                self._tally.add(part)
-        self._check_budget()
-        return np.flatnonzero(~committed & (self._tally.expected > 0))
-
-    def _scored(self, waiting: NDArray[np.int64], num_workers: int | None) -> Iterator[Receipt]:
-        """Receipts until all units are committed; ends early if others committed those that our workers hang on."""
-        for receipt in score_units(self._run.job, self._run.plan, waiting.tolist(), num_workers, _TICK_S):
-            if receipt is not None:
-                yield receipt
-            elif len(self._others()) == len(self._tally.missing()):
-                return
-
-    def _others(self) -> NDArray[np.int64]:
-        """Units that are committed, but not accounted for."""
-        return np.intersect1d(self._committed(), self._tally.missing())
-
-    def _committed(self) -> NDArray[np.int64]:
-        units = ledger.committed_units(self._output, self._run.job.generation, self._partitioned)
-        return units[units < len(self._run.plan)]
-
-    def _account(self, part: Part) -> None:
-        if self._tally.add(part):
-            self._unwritten.append(part)
-        if time.monotonic() - self._written_s > _RECEIPTS_EVERY_S:
-            self._write_receipts()
-        self._check_budget()
-
-    def _write_receipts(self) -> None:
-        if self._unwritten:
-            ledger.write_receipts(self._output, self._name, self._receipts, self._unwritten)
-            self._receipts += 1
-            self._unwritten.clear()
-        self._written_s = time.monotonic()
-
-    def _check_budget(self) -> None:
-        """Against the rows of the whole plan and of whole files: the run stops as soon as its end is certain."""
-        plan, tally, settings = self._run.plan, self._tally, self._settings
-        place = storage.join(self._output, QUARANTINE)
-        limit = settings.max_bad_fraction
-        check_budget(tally.reasons, plan.num_rows, limit, "score.max_bad_fraction", place)
-        over = np.flatnonzero(tally.bad_by_file > settings.max_bad_fraction_per_file * tally.rows_by_file)
-        if len(over):
-            file = int(over[0])
-            bad, rows = int(tally.bad_by_file[file]), int(tally.rows_by_file[file])
-            raise BudgetExceededError(
-                f"{plan.paths[file]}: {bad} of {rows} records were rejected, more than "
-                f"score.max_bad_fraction_per_file={settings.max_bad_fraction_per_file:g} allows; see {place}"
-            )
 
 
 def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:

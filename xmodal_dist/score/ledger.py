@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from xmodal_dist import lease, storage
 from xmodal_dist.errors import SpecDiffersError, UsageError, VerificationError
 from xmodal_dist.pipeline.ahead import map_ahead
+from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score.commit import COMMITS, DATA, part_path, read_part, unit_name
 from xmodal_dist.score.formats import Column, Identity, Part, PartFile, ScoreManifest, to_json
 from xmodal_dist.score.plan import Plan
@@ -232,7 +233,7 @@ def finalise(
     tally.require_whole()
     table = tally.files_table()
     labels, present, confidence = dict.fromkeys(classes, 0), dict[str, int](), tally.confidence.copy()
-    rows_ok = tally.rows_ok
+    rows_ok, profile = tally.rows_ok, tally.profile
     if before is not None:
         old = load_files(output, before)
         table = pa.concat_tables([old.filter(pc.not_equal(old["role"], "quarantine")), table])
@@ -241,6 +242,7 @@ def finalise(
         present |= before.present_counts
         confidence += np.array(before.confidence_counts)
         rows_ok += before.rows_ok
+        profile += ProfileCounts.from_json(before.profile)
     payload, sha256 = files_to_parquet(table)
     files = PartFile(
         path=f"_files-{sha256[:16]}.parquet", sha256=sha256, bytes=len(payload), rows=table.num_rows
@@ -261,6 +263,7 @@ def finalise(
             name: present.get(name, 0) + tally.present[name] for name in {**present, **tally.present}
         },
         quarantine=dict(sorted(tally.reasons.items())),
+        profile=profile.to_json(),
         columns=tuple(Column(name=f.name, type=str(f.type)) for f in schema),
         partition_by=identity.settings.get("partition_by"),
         files=files,

@@ -20,6 +20,7 @@ from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.pipeline.decode import DecodedTable, RowError, decode_table
 from xmodal_dist.pipeline.fetch import fetch_media
+from xmodal_dist.profile import ProfileCounts, count
 from xmodal_dist.score.outputs import prediction_columns
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predicted, Predictor, records_of
@@ -135,6 +136,13 @@ class Scorer:
         """Field -> rows that could be decoded in which it is there."""
         counts = batch.decoded.present[batch.usable].sum(axis=0)
         return {spec.name: int(count) for spec, count in zip(self._bundle.specs, counts, strict=True)}
+
+    def profile(self, batch: DecodedBatch) -> ProfileCounts:
+        """Counts of the measures of the rows that could be decoded, if the bundle knows its training data's."""
+        known, decoded = self._bundle.profile, batch.decoded
+        if known is None:
+            return ProfileCounts()
+        return count(known, self._bundle.specs, decoded.fields, decoded.present, rows=batch.usable)
 
     def _stage(self, decoded: DecodedTable, usable: NDArray[np.int64]) -> Batch | None:
         fields, present = decoded.fields, decoded.present

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xmodal_dist.errors import VerificationError
+from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score.commit import part_path
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Part, PartFile
 from xmodal_dist.score.plan import Plan, Unit
@@ -55,6 +56,7 @@ class Tally:
         self.reasons = Counter[str]()
         self.bad_by_file = np.zeros(len(plan.paths), dtype=np.int64)
         self.rows_by_file = np.bincount(plan.file, weights=plan.unit_rows, minlength=len(plan.paths))
+        self.profile = ProfileCounts()
         self._files: list[tuple[int, int, str, str, str, int, int]] = []
         self._batches: list[pa.RecordBatch] = []
 
@@ -84,6 +86,7 @@ class Tally:
         self.present.update(footer.present)
         self.reasons.update(footer.reasons)
         self.bad_by_file[self._plan.file[number]] += footer.rows_bad
+        self.profile += ProfileCounts.from_json(footer.profile)
         self._note(part)
         return True
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 import torch
 
 from xmodal_dist import errors, storage
@@ -20,6 +23,7 @@ from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import CheckpointError, XmodalError
 from xmodal_dist.pipeline.ahead import map_ahead
+from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score import ledger
 from xmodal_dist.score.commit import commit, part_path, read_part
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
@@ -30,8 +34,12 @@ from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.scorer import Job, Scorer
 from xmodal_dist.score.source import read_unit
+from xmodal_dist.score.telemetry import WorkerTelemetry
 
 __all__ = ["ScoreWorker", "receipt_of", "score_unit"]
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
 
 
 class ScoreWorker:
@@ -46,13 +54,17 @@ class ScoreWorker:
         self._job = job
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: Predictor | None = None
+        self._telemetry = WorkerTelemetry() if ray.is_initialized() else None
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Score and commit units. An error raised on purpose travels as a receipt, so that its class survives."""
         for row in units.to_pylist():
             receipt = failure = kind = ""
             try:
-                receipt = to_json(score_unit(self._job, self._predictor(), Unit(**row)), indent=None)
+                found = score_unit(self._job, self._predictor(), Unit(**row))
+                receipt = to_json(found, indent=None)
+                if self._telemetry is not None:
+                    self._telemetry.unit(found, bytes_read=found.bytes_read, died=found.died)
             except XmodalError as error:
                 failure, kind = str(error), type(error).__name__
             yield pa.table({"receipt": [receipt], "failure": [failure], "kind": [kind]})
@@ -96,7 +108,9 @@ def score_unit(job: Job, predictor: Predictor, unit: Unit) -> Receipt:
     attempt = uuid.uuid4().hex[:12]
     died = ledger.begin_attempt(job.output, unit.number, attempt, job.generation)
     try:
-        return _Attempt(job, predictor, unit, attempt).run(isolated=died >= job.settings.max_attempts)
+        isolated = died >= job.settings.max_attempts
+        receipt = _Attempt(job, predictor, unit, attempt).run(isolated)
+        return receipt.model_copy(update={"died": died})
     finally:
         ledger.end_attempt(job.output, unit.number, attempt, job.generation)
 
@@ -107,27 +121,37 @@ class _Attempt:
     def __init__(self, job: Job, predictor: Predictor, unit: Unit, attempt: str) -> None:
         self._job, self._predictor, self._unit, self._name = job, predictor, unit, attempt
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._bytes_read = 0
 
     def run(self, isolated: bool) -> Receipt:
         """Score and commit."""
         began_cpu_s = time.process_time()
         tables: list[pa.Table] = []
         rejected: list[Rejected] = []
-        ids, present, rows_in = IdHash(), Counter[str](), 0
+        ids, present, profile, rows_in = IdHash(), Counter[str](), ProfileCounts(), 0
         for batch in self._isolated() if isolated else self._overlapped():
             tables.append(batch.table)
             rejected.extend(batch.rejected)
             ids.add(batch.ids)
             present.update(batch.present)
+            profile += ProfileCounts.from_json(batch.profile)
             rows_in += len(batch.ids)
         table = pa.concat_tables(tables) if tables else self._job.schema.empty_table()
-        footer = self._footer(table, rejected, rows_in, ids.hexdigest(), present)
+        seen = {
+            "rows_in": rows_in,
+            "ids": ids.hexdigest(),
+            "present": dict(present),
+            "profile": profile.to_json(),
+        }
+        footer = self._footer(table, rejected, seen)
         with self._stage("commit"):
             part, won = commit(self._job.output, footer, table, rejected, self._job.settings.partition_by)
         return Receipt(
             part=part,
             scored=won,
             isolated=isolated,
+            bytes_read=self._bytes_read,
             seconds=dict(self._seconds),
             cpu_s=time.process_time() - began_cpu_s,
         )
@@ -136,7 +160,8 @@ class _Attempt:
         """Threads read and decode while the model predicts."""
         scorer = Scorer(self._job, self._predictor, self._unit)
         with ThreadPoolExecutor(self._job.threads, thread_name_prefix="decode") as pool:
-            batches = map_ahead(scorer.decode, self._batches(), pool, ahead=self._job.threads + 1)
+            decode = self._timed("decode", scorer.decode)
+            batches = map_ahead(decode, self._batches(), pool, ahead=self._job.threads + 1)
             while True:
                 with self._stage("wait_for_data"):
                     decoded = next(batches, None)
@@ -155,9 +180,7 @@ class _Attempt:
 
     def _batches(self) -> Iterator[tuple[pa.Table, int]]:
         """The rows to score, with the number of their first row."""
-        batches = _numbered(
-            read_unit(self._unit, self._job.columns, self._predictor.read_rows), self._unit.start
-        )
+        batches = self._numbered(read_unit(self._unit, self._job.columns, self._predictor.read_rows))
         again = self._job.retried.get(self._unit.number)
         if again is None:
             return batches
@@ -165,9 +188,7 @@ class _Attempt:
         wanted = pq.read_table(pa.BufferReader(payload), columns=["row"])["row"].to_numpy()
         return _only(batches, set(wanted.tolist()))
 
-    def _footer(
-        self, table: pa.Table, rejected: list[Rejected], rows_in: int, ids: str, present: Counter[str]
-    ) -> Footer:
+    def _footer(self, table: pa.Table, rejected: list[Rejected], seen: dict[str, Any]) -> Footer:
         job, unit = self._job, self._unit
         probability = table.column("probability").to_numpy()
         bins = np.histogram(probability, bins=CONFIDENCE_BINS, range=(0.0, 1.0))[0]
@@ -179,15 +200,32 @@ class _Attempt:
             source=unit.path,
             start=unit.start,
             stop=unit.stop,
-            rows_in=rows_in,
             rows_ok=table.num_rows,
             rows_bad=len(rejected),
-            ids=ids,
             labels=_counts(table.column("label")),
             confidence=tuple(bins.tolist()),
-            present=dict(present),
             reasons=dict(Counter(r.reason for r in rejected)),
+            **seen,
         )
+
+    def _numbered(self, tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
+        """Tables with the number of their first row."""
+        row = self._unit.start
+        while True:
+            with self._stage("read"):
+                table = next(tables, None)
+            if table is None:
+                return
+            self._bytes_read += table.nbytes
+            yield table, row
+            row += table.num_rows
+
+    def _timed(self, name: str, function: Callable[[_A], _R]) -> Callable[[_A], _R]:
+        def timed(item: _A) -> _R:
+            with self._stage(name):
+                return function(item)
+
+        return timed
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -195,20 +233,14 @@ class _Attempt:
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - began_s
+            with self._lock:
+                self._seconds[name] += time.perf_counter() - began_s
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """Label -> rows."""
     found = pc.value_counts(pc.fill_null(column, ABSTAINED)).to_pylist()
     return {value["values"]: value["counts"] for value in found}
-
-
-def _numbered(tables: Iterable[pa.Table], row: int) -> Iterator[tuple[pa.Table, int]]:
-    """Tables with the number of their first row."""
-    for table in tables:
-        yield table, row
-        row += table.num_rows
 
 
 def _only(batches: Iterable[tuple[pa.Table, int]], wanted: set[int]) -> Iterator[tuple[pa.Table, int]]:
