@@ -3,7 +3,7 @@
 Every side starts its workers anew for each run, and those of Ray Data and ours cannot be kept from one to the next. So
 a record's cost is the difference of two runs of one process, over few records and over several times as many; what is
 left of our shorter run is in the notes as the cost of a run. The same weights are used by all, ours from the bundle,
-theirs from a ``torch.export`` program; before anything counts, every record's probabilities are held against ours.
+theirs from a ``torch.jit`` program; before anything counts, every record's probabilities are held against ours.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _PEERS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "DataLoader loop": ("torch_scoring", {}, None),
 }
 _MIN_SHARE = 0.90
-# Pillow's pixels are ours within a level; Daft's resize is another filter.
-_TOLERANCE = {"Daft": 0.05}
+# Pillow's pixels are ours within a level; Daft's resize is another filter. Logits have a deviation of 1.
+_TOLERANCE = {"Daft": 0.1}
 _USUAL_TOLERANCE = 0.01
 
 
@@ -49,6 +49,10 @@ def run(options: Options) -> list[Figure]:
     with tempfile.TemporaryDirectory(dir=options.cache) as folder:
         sides = _sides(data, folder)
         reference = _probabilities(run_side(sides[1], options).result["many"], rows * data.copies)
+        require(
+            bool(np.ptp(list(reference.values()), axis=0).min() > 0.2),
+            "the model tells no image from another",
+        )
         _empty(folder)
         gaps: dict[str, float] = {}
 
@@ -68,9 +72,8 @@ def run(options: Options) -> list[Figure]:
     for name in _OURS:
         for peer, (_, _, goal) in _PEERS.items():
             notes = {"data": images.digest, "largest_difference": round(gaps[peer], 5)}
-            figures.append(
-                _against((name, peer), runs, rows, data.copies, goal if name == "ray" else None, notes)
-            )
+            hoped = goal if name == "ray" else None
+            figures.append(_against((name, peer), runs, rows, data.copies, hoped, notes))
     return figures
 
 
@@ -158,6 +161,7 @@ def _against(
     sides: tuple[str, str], runs: dict[str, list[Run]], rows: int, copies: int, goal: float | None,
     notes: dict[str, Any],
 ) -> Figure:  # fmt: skip
+    """The peer's milliseconds a record over ours."""
     own, theirs = (_slopes(runs[side], rows, copies) for side in sides)
     ratios = [b / a for a, b in zip(own, theirs, strict=True)]
     figure = figure_of(
