@@ -19,6 +19,7 @@ BENCHMARKS = {
     "b4": "benchmarks.b4_scoring",
     "b5": "benchmarks.b5_framework_tax",
     "b6": "benchmarks.b6_memory",
+    "b7": "benchmarks.b7_kills",
     "r": "benchmarks.r_resume",
     "s": "benchmarks.s_scaling",
 }

@@ -43,7 +43,9 @@ def main(asked: dict[str, Any]) -> None:
 
     with measured("stages"):
         decode_ms, batches = _time(decode, run.plan.num_rows)
-        model_ms, _ = _time(lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.num_rows)
+        model_ms, _ = _time(
+            lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.num_rows
+        )
         table = pa.concat_tables([scorer.predict(batch)[0] for batch in batches])
         write_ms, _ = _time(lambda: _write(table), run.plan.num_rows)
     finish({"cpu_ms": {"read and decode": decode_ms, "model": model_ms, "write": write_ms}})

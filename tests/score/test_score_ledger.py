@@ -128,7 +128,7 @@ ATTEMPTS = st.lists(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(attempts=ATTEMPTS, partition_by=st.sampled_from([None, "kind"]))
 def test_whoever_dies_where_every_row_is_there_once(
     attempts: list[tuple[int, frozenset[int], str]], partition_by: str | None
@@ -176,7 +176,7 @@ def test_whoever_dies_where_every_row_is_there_once(
         }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     bad=st.lists(st.frozensets(st.integers(0, ROWS - 1)), min_size=UNITS, max_size=UNITS),
     mended=st.lists(st.frozensets(st.integers(0, ROWS - 1)), min_size=UNITS, max_size=UNITS),
