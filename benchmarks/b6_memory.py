@@ -1,4 +1,4 @@
-"""B6, memory: a dataset 1, 4 and 16 times as large, a consumer that takes steps as they come and one that is slow.
+"""B6, memory: a dataset 1, 4 and 16 times as large; for reading, with a fast and a slow consumer, and for scoring.
 
 The figure is the growth of the peak memory of the whole process tree, shared memory and object store included, from
 the smallest dataset to the largest; nothing may have been spilled to disk. The smallest is several times as large as
@@ -7,11 +7,16 @@ the read-ahead, so that its buffers fill too.
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from benchmarks.data import generate_images, packed_images, repeat_images
 from benchmarks.harness import Figure, Options, Run, Side, figure_of, require, run_rounds
+from benchmarks.scoring_data import make_scoring_data
 
 __all__ = ["run"]
 
@@ -25,6 +30,8 @@ _PREFETCH_BYTES = 32 << 20
 _CONSUMERS = {"fast consumer": 0.0, "slow consumer": 0.1}
 _MAX_GROWTH_PERCENT = 5.0
 _MAX_ROUNDS = 3
+_SCORED_ROWS = 512
+_SCORE_SETTINGS = {"unit_rows": 256, "batch_rows": 64}
 
 
 def run(options: Options) -> list[Figure]:
@@ -52,17 +59,48 @@ def run(options: Options) -> list[Figure]:
         times = int(side.name.rsplit(" ", 1)[1].removesuffix("x"))
         require(done.result["rows"] == rows * times, f"{side.name}: {done.result['rows']} rows")
 
-    runs = run_rounds(sides, replace(options, pairs=min(options.pairs, _MAX_ROUNDS)), check)
+    rounds = replace(options, pairs=min(options.pairs, _MAX_ROUNDS))
+    runs = run_rounds(sides, rounds, check)
     return [
-        _growth(f"{placement}, {consumer}", runs, rows)
-        for placement in ("local", "ray")
-        for consumer in _CONSUMERS
+        *(
+            _growth(f"{placement}, {consumer}", runs, "pass", rows)
+            for placement in ("local", "ray")
+            for consumer in _CONSUMERS
+        ),
+        _scoring(rounds),
     ]
 
 
-def _growth(name: str, runs: dict[str, list[Run]], rows: int) -> Figure:
+def _scoring(options: Options) -> Figure:
+    """Driver and workers of the scoring job."""
+    images = generate_images(options.cache, _SCORED_ROWS)
+    data = make_scoring_data(options.cache, images)
+    with tempfile.TemporaryDirectory(dir=options.cache) as folder:
+
+        def side(times: int) -> Side:
+            links = Path(folder) / f"{times}x"
+            links.mkdir()
+            for copy in range(times):
+                for path in data.few:
+                    os.link(path, links / f"{copy}-{Path(path).name}")
+            request = {
+                "bundle": data.bundle, "few": data.few, "many": sorted(map(str, links.iterdir())),
+                "folder": tempfile.mkdtemp(dir=folder), "settings": _SCORE_SETTINGS, "placement": "ray",
+            }  # fmt: skip
+            return Side(f"scoring, {times}x", "benchmarks.ours.scoring", request, sample_every_s=0.2)
+
+        def check(side: Side, done: Run) -> None:
+            done.result["spilled_mib"] = 0  # scoring puts nothing but names into the object store
+            shutil.rmtree(side.request["folder"])
+            Path(side.request["folder"]).mkdir()
+
+        runs = run_rounds([side(times) for times in _TIMES], options, check)
+    return _growth("scoring", runs, "many", _SCORED_ROWS)
+
+
+def _growth(name: str, runs: dict[str, list[Run]], region: str, rows: int) -> Figure:
     peaks = {
-        times: statistics.median(r.regions["pass"].peak_memory_bytes for r in runs[f"{name}, {times}x"])
+        times: statistics.median(r.regions[region].peak_memory_bytes for r in runs[f"{name}, {times}x"])
         for times in _TIMES
     }
     largest = runs[f"{name}, {_TIMES[-1]}x"]
@@ -70,7 +108,7 @@ def _growth(name: str, runs: dict[str, list[Run]], rows: int) -> Figure:
     require(spilled_mib == 0, f"{name}: the object store has spilled {spilled_mib} MiB to disk")
     growth_percent = (peaks[_TIMES[-1]] / peaks[1] - 1) * 100
     return figure_of(
-        f"b6 {name}, growth of peak memory from 1x to {_TIMES[-1]}x", (largest, "pass"), [growth_percent],
+        f"b6 {name}, growth of peak memory from 1x to {_TIMES[-1]}x", (largest, region), [growth_percent],
         _MAX_GROWTH_PERCENT, rows=rows * _TIMES[-1], unit="%", better="lower",
         notes={
             "peak_mib": {f"{times}x": round(peak / 2**20, 1) for times, peak in peaks.items()},
