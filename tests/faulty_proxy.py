@@ -6,6 +6,7 @@ import http.client
 import http.server
 import random
 import threading
+from collections import Counter
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -25,16 +26,19 @@ class FaultyProxy:
         share_503: chance of a request to begin a burst of 503 replies, which the server never sees.
         share_lost: chance of a request that writes to reach the server, and of its reply to be dropped.
         seed: of both.
+
+    ``refused`` and ``lost`` count the faults so far, ``requests`` what reached the server by method.
     """
 
     def __init__(
         self, target: str, *, share_503: float = 0.0, share_lost: float = 0.0, seed: int = 0
     ) -> None:
         self.refused = self.lost = 0
+        self.requests: Counter[str] = Counter()
         self._target = urlsplit(target)
         self._shares = share_503, share_lost
         self._chance = random.Random(seed)
-        self._burst = 0
+        self._burst = self._to_lose = 0
         self._lock = threading.Lock()
         proxy = self
 
@@ -69,6 +73,16 @@ class FaultyProxy:
         self._server.server_close()
         self._thread.join()
 
+    def refuse_next(self, requests: int) -> None:
+        """Answer the next requests with 503, whatever the chances."""
+        with self._lock:
+            self._burst = requests
+
+    def lose_next(self, replies: int) -> None:
+        """Drop the replies to the next requests that write, whatever the chances."""
+        with self._lock:
+            self._to_lose = replies
+
     def _fate(self, method: str) -> str:
         share_503, share_lost = self._shares
         with self._lock:
@@ -80,7 +94,11 @@ class FaultyProxy:
                 self._burst = self._chance.randint(0, _BURST)
                 self.refused += 1
                 return "503"
-            if method in ("PUT", "POST", "DELETE") and self._chance.random() < share_lost:
+            self.requests[method] += 1
+            if method not in ("PUT", "POST", "DELETE"):
+                return "fine"
+            if self._to_lose or self._chance.random() < share_lost:
+                self._to_lose = max(0, self._to_lose - 1)
                 self.lost += 1
                 return "lost"
         return "fine"

@@ -39,7 +39,7 @@ def environment_of(url: str) -> dict[str, str]:
 def moto_server() -> Iterator[str]:
     """URL of a moto server with an empty bucket."""
     server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    running = server.ThreadedMotoServer(port=0, verbose=False)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
     try:
         host, port = running.get_host_and_port()
@@ -79,7 +79,11 @@ def seaweed_server(folder: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -88,9 +92,11 @@ def use_s3(url: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
     for name, value in environment_of(url).items():
         patch.setenv(name, value)
     s3 = fsspec.get_filesystem_class("s3")
-    s3.clear_instance_cache()
-    yield f"s3://{BUCKET}"
-    s3.clear_instance_cache()
+    s3.clear_instance_cache()  # instances go to the server that they were made for
+    try:
+        yield f"s3://{BUCKET}"
+    finally:
+        s3.clear_instance_cache()
 
 
 def _make_bucket(url: str) -> None:
