@@ -28,8 +28,8 @@ __all__ = ["BatchSize", "Predicted", "Predictor", "records_of"]
 _READ_ROWS = 64
 """Fewest records to read and decode at once; the model may take fewer."""
 _FIRST_ROWS, _MOST_CPU_ROWS, _MOST_GPU_ROWS = 16, 256, 4096
-_MEASURED = 3
-_MIN_GAIN = 1.05
+_MEASURED = 5
+_MIN_GAIN = 1.1
 _TOLERANCE = 0.01
 _MAX_MEMORY = 0.8
 
@@ -51,7 +51,7 @@ class Predicted(NamedTuple):
 
 
 class BatchSize:
-    """Records that the model is given at once: doubles while the rate grows by 5 %, falls back when it no longer does.
+    """Records that the model is given at once: doubles while the rate grows by 10 %, falls back when it no longer does.
 
     Args:
         rows: fixed from the start; None finds the number.
