@@ -37,6 +37,7 @@ def test_files_hold_every_record_and_many_hold_them_as_copies(data: ScoringData,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
 def test_our_side_and_the_traced_program_say_the_same(
     data: ScoringData, images: ImageData, tmp_path: Path
 ) -> None:
