@@ -29,6 +29,8 @@ from xmodal_dist.score.verify import verify_scoring
 
 UNITS = 5
 ROWS = 4
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Every file is forced to the disk; thousands of them take minutes there."""
 SCHEMA = pa.schema(
     [("source", pa.string()), ("row", pa.int64()), ("label", pa.string()), ("kind", pa.string())]
 )
@@ -136,7 +138,7 @@ def test_whoever_dies_where_every_row_is_there_once(
     """Attempts at units, more than one at some, each dead after having written what the last value says."""
     plan = _plan()
     identity = _identity(plan, partition_by=partition_by)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         assert ledger.open_run(folder, identity, plan)
         first: dict[int, str] = {}
         for place, (number, bad, written) in enumerate(attempts):
@@ -187,7 +189,7 @@ def test_a_retry_adds_what_was_mended_and_keeps_every_row_once(
 ) -> None:
     plan = _plan()
     identity = _identity(plan, partition_by=partition_by)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         ledger.open_run(folder, identity, plan)
         for unit in plan:
             commit(folder, *_score(unit, identity.digest, bad[unit.number]), partition_by)
