@@ -67,6 +67,8 @@ def test_of_many_creators_exactly_one_wins(tmp_path: Path) -> None:
 def test_a_missing_file_and_an_unknown_scheme_are_the_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         storage.read_bytes(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="directory"):
+        storage.read_bytes(str(tmp_path))
     with pytest.raises(UsageError, match="nosuchscheme"):
         storage.read_bytes("nosuchscheme://bucket/x")
 
@@ -208,5 +210,5 @@ def test_the_probe_does_not_take_a_folder_that_cannot_be_written_for_a_store_tha
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StorageError, match="cannot create"):
+    with pytest.raises(UsageError, match="cannot create"):
         storage.exclusive_create_works(str(tmp_path / "file"))

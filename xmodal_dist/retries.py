@@ -83,7 +83,10 @@ def is_unsupported(error: BaseException) -> bool:
 
 
 def patient(verb: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Try again what fails for a moment, and say of which path the rest is; the first argument is the path."""
+    """Try again what fails for a moment, and say of which path the rest is; the first argument is the path.
+
+    What does not exist, or is a folder in the place of a file, becomes a UsageError; what else fails, a StorageError.
+    """
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(function)
@@ -102,6 +105,8 @@ def patient(verb: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
                 raise UsageError(
                     f"cannot {verb} {args[0]!r}: the file, its folder or its bucket does not exist"
                 ) from error
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise UsageError(f"cannot {verb} {args[0]!r}: {error.strerror or 'not a file'}") from error
             except Exception as error:  # the libraries of stores raise classes of their own
                 tries = again.statistics["attempt_number"]
                 often = f" (tried {tries} times; give the same command again later)" if tries > 1 else ""

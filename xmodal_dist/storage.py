@@ -231,6 +231,7 @@ def exclusive_create_works(folder: str) -> bool:
 
     Raises:
         StorageError: nothing can be written there at all.
+        UsageError: it lies in a file, or its bucket does not exist.
     """
     fs, _ = filesystem(folder)
     if not isinstance(fs, LocalFileSystem) and not fs.async_impl and _looks_first(fs):
@@ -253,7 +254,7 @@ def exclusive_create_works(folder: str) -> bool:
 def delete(path: str) -> None:
     """Remove a file; one that is not there is gone already."""
     fs, inner = filesystem(path)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         fs.rm_file(inner)
 
 
