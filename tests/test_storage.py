@@ -210,5 +210,5 @@ def test_the_probe_does_not_take_a_folder_that_cannot_be_written_for_a_store_tha
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UsageError, match="cannot create"):
+    with pytest.raises(StorageError, match="cannot create"):
         storage.exclusive_create_works(str(tmp_path / "file"))

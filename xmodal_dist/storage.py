@@ -231,7 +231,7 @@ def exclusive_create_works(folder: str) -> bool:
 
     Raises:
         StorageError: nothing can be written there at all.
-        UsageError: it lies in a file, or its bucket does not exist.
+        UsageError: its bucket does not exist.
     """
     fs, _ = filesystem(folder)
     if not isinstance(fs, LocalFileSystem) and not fs.async_impl and _looks_first(fs):
