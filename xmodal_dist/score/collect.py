@@ -35,12 +35,11 @@ def collect_garbage(output: str) -> Collected:
             f"{output!r} has no {ledger.manifest_name(1)}: only a finished run can be cleaned; give its command again"
         )
     known = set(ledger.load_files(output, manifest)["path"].to_pylist())
-    files = size = 0
-    for folder in (DATA, COMMITS, QUARANTINE, ledger.ATTEMPTS, ledger.RECEIPTS):
-        for path in ledger.list_folder(output, folder):
-            if path not in known:
-                place = storage.join(output, path)
-                size += storage.size_of(place)
-                storage.delete(place)
-                files += 1
-    return Collected(files, size)
+    sizes = {
+        path: size
+        for folder in (DATA, COMMITS, QUARANTINE, ledger.ATTEMPTS, ledger.RECEIPTS)
+        for path, size in storage.list_sizes(storage.join(output, folder)).items()
+        if path[path.rindex(f"/{folder}/") + 1 :] not in known
+    }
+    storage.delete_many(list(sizes))
+    return Collected(len(sizes), sum(sizes.values()))
