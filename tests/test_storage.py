@@ -87,11 +87,6 @@ def test_ranges_sizes_and_removal_of_many(root: str) -> None:
     storage.delete_many(paths[1:])
     storage.delete_many(paths[1:])
     assert storage.list_sizes(root) == {paths[0]: 0}
-    storage.write_bytes(paths[0], b"0123456789")
-    ranges = {(2, 5): b"234", (8, 20): b"89", (10, 12): b"", (50, 60): b"", (3, 3): b""}
-    assert {span: storage.read_range(paths[0], *span) for span in ranges} == ranges
-    with pytest.raises(UsageError, match="give 0 <= start <= stop"):
-        storage.read_range(paths[0], 5, 2)
     assert storage.list_sizes(storage.join(root, "nothing")) == {}
 
 

@@ -43,7 +43,6 @@ __all__ = [
     "list_sizes",
     "open_read",
     "read_bytes",
-    "read_range",
     "read_text",
     "sha256_of",
     "size_of",
@@ -51,7 +50,6 @@ __all__ = [
 ]
 
 _PRECONDITION_FAILED = 412
-_RANGE_NOT_SATISFIABLE = 416
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _SINGLE_PUT_BYTES = 5 << 30
 _COMPARED_BYTES = 16 << 20
@@ -161,20 +159,6 @@ def read_bytes(path: str) -> bytes:
     """The whole file."""
     with open_read(path) as handle:
         return handle.read()
-
-
-@patient("read")
-def read_range(path: str, start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` (exclusive, both from 0); fewer where the file ends before."""
-    if not 0 <= start <= stop:
-        raise UsageError(f"cannot read bytes {start} to {stop} of {path!r}: give 0 <= start <= stop")
-    fs, inner = filesystem(path)
-    try:
-        return cast(bytes, fs.cat_file(inner, start=start, end=stop)) if start < stop else b""
-    except OSError as error:
-        if http_status(error) == _RANGE_NOT_SATISFIABLE:  # it ends before the first of them
-            return b""
-        raise
 
 
 def read_text(path: str) -> str:
