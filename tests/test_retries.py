@@ -98,7 +98,6 @@ CALLS: dict[str, Callable[[str], object]] = {
     "delete": storage.delete,
     "exists": storage.exists,
     "read_bytes": storage.read_bytes,
-    "read_range": lambda path: storage.read_range(path, 0, 3),
     "sha256_of": storage.sha256_of,
     "size_of": storage.size_of,
     "write_bytes": lambda path: storage.write_bytes(path, b"other"),
