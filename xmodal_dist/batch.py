@@ -103,6 +103,18 @@ class Batch:
             ids=self.ids,
         )
 
+    def slice(self, start: int, stop: int) -> Batch:
+        """Rows [start, stop) as views."""
+        part = slice(start, stop)
+        return Batch(
+            inputs={f: {name: t[part] for name, t in tensors.items()} for f, tensors in self.inputs.items()},
+            present=self.present[part],
+            labels=self.labels[part],
+            weights=self.weights[part],
+            keys=self.keys[part],
+            ids=self.ids[part],
+        )
+
     def with_inputs(self, inputs: dict[str, Tensors]) -> Batch:
         """The same rows with other inputs (after the device-side transforms)."""
         return replace(self, inputs=inputs)

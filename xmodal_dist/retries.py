@@ -5,12 +5,12 @@ The libraries of stores retry by themselves, but for seconds: a store that is ov
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import tenacity
-from fsspec.exceptions import FSTimeoutError
 
 from xmodal_dist.errors import StorageError, UsageError, XmodalError
 
@@ -65,7 +65,7 @@ def _is_passing(error: BaseException) -> bool:
     """Whether a fault of a remote store may be gone in a moment."""
     if isinstance(error, XmodalError | FileNotFoundError | FileExistsError | PermissionError):
         return False
-    if isinstance(error, TimeoutError | FSTimeoutError | ConnectionError | BlockingIOError):
+    if isinstance(error, TimeoutError | asyncio.TimeoutError | ConnectionError | BlockingIOError):
         return True
     status = http_status(error)
     if status is not None:

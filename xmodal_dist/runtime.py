@@ -6,13 +6,23 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from xmodal_dist.errors import UsageError
 
-__all__ = ["Placement", "connect", "cores_of", "nodes_alive", "plan_placement", "usable_cores"]
+__all__ = [
+    "Placement",
+    "cluster_resource",
+    "connect",
+    "cores_of",
+    "is_connected",
+    "nodes_alive",
+    "plan_placement",
+    "usable_cores",
+]
 
 _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -94,6 +104,19 @@ def plan_placement(cluster_cpus: float, num_workers: int) -> Placement:
     worker = 1.0 if cluster_cpus >= 2 * num_workers else math.floor(cluster_cpus * 50 / num_workers) / 100
     left = math.floor((cluster_cpus - worker * num_workers) * 100 / num_workers) / 100
     return Placement(worker, left)
+
+
+def is_connected() -> bool:
+    """Whether this process is in a Ray session; does not import Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def cluster_resource(name: str, default: float = 0.0) -> float:
+    """How much of a resource, for example ``CPU``, the cluster has that this process is connected to."""
+    import ray
+
+    return float(ray.cluster_resources().get(name, default))  # type: ignore[no-untyped-call]
 
 
 def usable_cores() -> int:

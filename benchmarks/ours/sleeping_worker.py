@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from xmodal_dist.score.commit import commit
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
-from xmodal_dist.score.ids import IdHash
+from xmodal_dist.score.ids import IdHash, row_ids
 from xmodal_dist.score.ledger import begin_attempt, end_attempt
 from xmodal_dist.score.plan import Unit
 
@@ -46,7 +46,7 @@ class SleepingWorker:
         time.sleep(job.sleep_s)
         rows = range(unit.start, unit.stop)
         ids = IdHash()
-        ids.add(f"{os.path.basename(unit.path)}#{row}" for row in rows)
+        ids.add(row_ids(unit.path, rows))
         footer = Footer(
             spec=job.spec,
             unit=unit.number,

@@ -55,7 +55,7 @@ def test_nothing_outside_the_closed_set_is_written(output: str) -> None:
 def test_no_text_ends_a_line_or_steers_a_terminal(output: str) -> None:
     hostile = 'x\n{"event": "finished"}\r\x1b[2J\u2028\x00' + "y" * 1000
     with EventLog(output, "a", "spec") as log:
-        log.emit("attempt_failed", unit=1, error=hostile)
+        log.emit("stopped", error=hostile)
     (found,) = read_events(output)
     assert found["error"] == hostile[:200]
     raw = storage.read_bytes(storage.join(output, "_events", "a.jsonl"))

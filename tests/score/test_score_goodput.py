@@ -8,7 +8,7 @@ import pytest
 
 from xmodal_dist.score.goodput import goodput_line, scoring_goodput
 
-STAGES = {"read": 2.0, "decode": 30.0, "wait_for_data": 20.0, "predict": 12.0, "encode": 2.0, "commit": 1.0}
+STAGES = {"read": 2.0, "decode": 30.0, "wait_for_data": 20.0, "predict": 12.0, "commit": 1.0, "isolated": 2.0}
 
 
 def test_figures_add_up() -> None:
@@ -32,7 +32,7 @@ def test_figures_add_up() -> None:
         ({"wait_for_data": 50.0, "read": 40.0}, "reading the input set the pace"),
         ({"wait_for_data": 50.0, "read": 0.0, "decode": 0.0}, "reading and decoding set the pace"),
         ({"predict": 50.0}, "the network set the pace"),
-        ({"encode": 50.0}, "writing predictions set the pace"),
+        ({"isolated": 50.0}, "records that kill their worker set the pace"),
         ({"commit": 50.0}, "committing set the pace"),
         ({"isolated": 50.0}, "records that kill their worker"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
-from xmodal_dist.dataset.manifest import load_manifest
-from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.fit import fit_fields
+from tests.score.bundles import save_tiny_bundle, train_records
+from xmodal_dist.errors import CheckpointError
 from xmodal_dist.score import ledger
+from xmodal_dist.score.isolation import IsolatedScorer
+from xmodal_dist.score.job import prepare
+from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.score.source import read_unit
 from xmodal_dist.score.verify import verify_scoring
 
 ROWS = 60
@@ -66,15 +68,8 @@ with runtime.connect(num_cpus=1):
 def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
     tiny_dataset: str, tmp_path: Path
 ) -> None:
-    manifest = load_manifest(tiny_dataset)
-    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
-    torch.manual_seed(3)
-    model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
-    save_bundle(
-        str(tmp_path / "bundle"), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {})
-    )
-    shards = [s for s in manifest.shards if s.split == "train"]
-    records = pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards]).slice(0, ROWS)
+    save_tiny_bundle(tiny_dataset, tmp_path / "bundle")
+    records = train_records(tiny_dataset).slice(0, ROWS)
     ids = ["poison" if row == POISON else str(row) for row in range(ROWS)]
     records = records.set_column(records.column_names.index("id"), "id", pa.array(ids))
     pq.write_table(records, tmp_path / "in.parquet", row_group_size=30)
@@ -100,3 +95,19 @@ def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
     assert (rejected["id"], rejected["row"]) == ("poison", POISON)
     assert ledger.read_predictions(output).column("id").to_pylist() == [i for i in ids if i != "poison"]
     assert verify_scoring(output) == (0, 0, [])
+
+
+def test_a_bundle_replaced_meanwhile_is_no_fault_of_the_records(tiny_dataset: str, tmp_path: Path) -> None:
+    bundle = save_tiny_bundle(tiny_dataset, tmp_path / "bundle")
+    run = prepare(bundle, [tiny_dataset], str(tmp_path / "out"), ScoreSettings())
+    unit = run.plan.unit(0)
+    (rows,) = read_unit(unit, run.job.columns, unit.rows)
+    with IsolatedScorer(run.job, unit) as scorer:
+        (whole,) = scorer.score(rows, unit.start)
+    assert (whole.table.num_rows, whole.rejected) == (unit.rows, [])
+    replaced = dataclasses.replace(run.job, fingerprint="that of another")
+    with (
+        IsolatedScorer(replaced, unit) as scorer,
+        pytest.raises(CheckpointError, match="was replaced while the run was going on"),
+    ):
+        scorer.score(rows, unit.start)

@@ -20,11 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
-from xmodal_dist.dataset.manifest import load_manifest
+from tests.score.bundles import save_tiny_bundle, train_records
 from xmodal_dist.errors import BudgetExceededError, CheckpointError, DataError, SpecDiffersError, UsageError
-from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.score.job import prepare, score
@@ -38,28 +35,14 @@ CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
 
 
-def _save(dataset: str, path: Path, scale: float = 1.0) -> str:
-    manifest = load_manifest(dataset)
-    specs = fit_fields(dataset, manifest, {}, 1000)
-    torch.manual_seed(3)
-    model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
-    with torch.no_grad():
-        for parameter in model.fusion.parameters():
-            parameter.mul_(scale)
-    save_bundle(str(path), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {}))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _save(tiny_dataset, tmp_path_factory.mktemp("bundle"))
+    return save_tiny_bundle(tiny_dataset, tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
 def records(tiny_dataset: str) -> pa.Table:
-    """The 120 records of the train split, in the order of its shards."""
-    shards = [s for s in load_manifest(tiny_dataset).shards if s.split == "train"]
-    return pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards])
+    return train_records(tiny_dataset)
 
 
 def _score_here(bundle: str, inputs: list[str], output: Path, **settings: Any) -> ScoreManifest:
@@ -188,7 +171,7 @@ def test_bad_records_are_quarantined_and_the_others_scored(
 
 def test_a_model_that_gives_nan_rejects_every_record(tiny_dataset: str, tmp_path: Path) -> None:
     manifest = _score_here(
-        _save(tiny_dataset, tmp_path / "b", float("nan")), [tiny_dataset], tmp_path / "out"
+        save_tiny_bundle(tiny_dataset, tmp_path / "b", float("nan")), [tiny_dataset], tmp_path / "out"
     )
     assert manifest.quarantine == {"model_nonfinite": 150} and manifest.rows_ok == 0
     assert ledger.read_predictions(str(tmp_path / "out")).num_rows == 0

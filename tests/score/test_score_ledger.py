@@ -303,7 +303,7 @@ def test_receipts_come_back_and_attempts_that_end_leave_no_mark(tmp_path: Path) 
     parts = [commit(output, *_score(unit, "s"))[0] for unit in plan]
     ledger.write_receipts(output, "d1", 0, parts[:2])
     ledger.write_receipts(output, "d2", 0, parts[1:3])
-    assert [part.footer.unit for part in ledger.read_receipts(output)] == [0, 1, 1, 2]
+    assert [part.footer.unit for part in ledger.read_receipts(output)] == [1, 2, 0, 1]
     assert [ledger.begin_attempt(output, 3, name) for name in ("x", "y", "z")] == [0, 1, 2]
     ledger.end_attempt(output, 3, "y")
     assert ledger.begin_attempt(output, 3, "w") == 2

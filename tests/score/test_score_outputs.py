@@ -13,11 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
-from xmodal_dist.dataset.manifest import load_manifest
+from tests.score.bundles import save_tiny_bundle
+from xmodal_dist.bundle import Bundle
 from xmodal_dist.errors import UsageError
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.outputs import PROBABILITIES, prediction_columns
@@ -41,14 +40,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    manifest = load_manifest(tiny_dataset)
-    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
-    settings = ModelSettings(width=16, fusion="gated")
-    torch.manual_seed(3)
-    model = build_model(specs, len(manifest.classes), settings)
-    path = str(tmp_path_factory.mktemp("bundle"))
-    save_bundle(path, Bundle(specs, manifest.classes, settings, model, {}, {}))
-    return path
+    return save_tiny_bundle(tiny_dataset, tmp_path_factory.mktemp("bundle"), fusion="gated")
 
 
 def _run(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:

@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from tests.score.bundles import tiny_bundle, train_records
 from xmodal_dist.batch import Batch, Tensors
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
-from xmodal_dist.dataset.manifest import load_manifest
-from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.bundle import Bundle, save_bundle
 from xmodal_dist.pipeline.decode import decode_table
-from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score.commit import part_path
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.predictor import BatchSize, Predicted, Predictor, records_of
@@ -50,17 +48,12 @@ class _Tight(nn.Module):
 
 @pytest.fixture
 def bundle(tiny_dataset: str) -> Bundle:
-    manifest = load_manifest(tiny_dataset)
-    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
-    torch.manual_seed(3)
-    model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
-    return Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {})
+    return tiny_bundle(tiny_dataset)
 
 
 @pytest.fixture(scope="module")
 def records(tiny_dataset: str) -> pa.Table:
-    shards = [s for s in load_manifest(tiny_dataset).shards if s.split == "train"]
-    return pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards])
+    return train_records(tiny_dataset)
 
 
 def _tighten(bundle: Bundle, tight: type[_Tight], *arguments: object) -> _Tight:

@@ -8,15 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tests.faulty_proxy import FaultyProxy
 from tests.s3_servers import environment_of, moto_server, seaweed_server, use_s3
+from tests.score.bundles import save_tiny_bundle, train_records
 from tests.score.storm import rage
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
-from xmodal_dist.dataset.manifest import load_manifest
-from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.score import ledger
 from xmodal_dist.score.verify import verify_scoring
 
@@ -31,16 +27,8 @@ MIN_KILLS = 50
 def prepared(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A bundle, and 1,000 records in 200 row groups, every twentieth picture cut off."""
     folder = tmp_path_factory.mktemp("storm")
-    manifest = load_manifest(tiny_dataset)
-    specs = fit_fields(tiny_dataset, manifest, {}, 1000)
-    torch.manual_seed(3)
-    model = build_model(specs, len(manifest.classes), ModelSettings(width=16))
-    save_bundle(
-        str(folder / "bundle"), Bundle(specs, manifest.classes, ModelSettings(width=16), model, {}, {})
-    )
-    shards = [s for s in manifest.shards if s.split == "train"]
-    records = pa.concat_tables([pq.read_table(Path(tiny_dataset, s.path)) for s in shards])
-    records = pa.concat_tables([records] * 9).slice(0, UNITS * 5)
+    bundle = save_tiny_bundle(tiny_dataset, folder / "bundle")
+    records = pa.concat_tables([train_records(tiny_dataset)] * 9).slice(0, UNITS * 5)
     pictures = records.column("picture").to_pylist()
     pictures = [p[:40] if p is not None and i % 20 == 0 else p for i, p in enumerate(pictures)]
     columns = {"id": [f"r{i}" for i in range(UNITS * 5)], "picture": pictures}
@@ -48,7 +36,7 @@ def prepared(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tup
         place = records.column_names.index(name)
         records = records.set_column(place, name, pa.array(values, records.schema.field(name).type))
     pq.write_table(records, folder / "in.parquet", row_group_size=5)
-    return str(folder / "bundle"), str(folder / "in.parquet")
+    return bundle, str(folder / "in.parquet")
 
 
 @pytest.mark.slow

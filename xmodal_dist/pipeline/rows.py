@@ -15,7 +15,8 @@ from xmodal_dist import storage
 from xmodal_dist.errors import DataError
 
 __all__ = [
-    "holds_bytes", "holds_text", "iter_row_groups", "one_chunk", "read_range", "read_row_groups", "read_rows",
+    "holds_bytes", "holds_text", "iter_row_groups", "one_chunk", "plain", "read_range", "read_row_groups",
+    "read_rows",
 ]  # fmt: skip
 
 
@@ -107,6 +108,11 @@ def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)
     return column.combine_chunks() if column.num_chunks else pa.array([], column.type)
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column without dictionary encoding."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,7 +30,6 @@ _INCIDENTS = {
     "resumed": "taken up again",
     "attempt_failed": "attempts at a unit that failed",
     "safe_mode": "units scored record by record in a process apart",
-    "workers_changed": "changes in the number of workers",
     "budget_exceeded": "stops for too many rejected records",
     "stopped": "commands that ended early",
 }

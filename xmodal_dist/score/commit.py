@@ -28,6 +28,7 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.dataset.quarantine import to_parquet as rejected_to_parquet
 from xmodal_dist.errors import StorageError, UsageError, VerificationError
+from xmodal_dist.pipeline.rows import plain
 from xmodal_dist.score.formats import Footer, Part, PartFile, to_json
 
 __all__ = ["COMMITS", "DATA", "QUARANTINE", "commit", "part_path", "read_part", "unit_name"]
@@ -135,9 +136,7 @@ def _to_parquet(table: pa.Table, metadata: dict[bytes, bytes] | None = None) -> 
 
 def _partitions(table: pa.Table, column: str) -> Iterator[tuple[str, pa.Table]]:
     """Folder and rows of every value of a column, which is left out of the rows: readers take it from the folder."""
-    values = table.column(column)
-    if isinstance(values.type, pa.DictionaryType):
-        values = values.cast(values.type.value_type)
+    values = plain(table.column(column))
     distinct = pc.unique(values).to_pylist()
     if len(distinct) > _MAX_PARTITIONS:
         raise UsageError(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from xmodal_dist import runtime, storage
@@ -27,7 +26,7 @@ from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.scorer import Job
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
-from xmodal_dist.score.telemetry import DriverTelemetry
+from xmodal_dist.score.telemetry import driver_telemetry
 
 __all__ = ["Driver"]
 
@@ -96,9 +95,10 @@ class Driver:
         """Where the time of this driver's workers went; None if they scored nothing."""
         if not self.rows:
             return None
-        cores = ray.cluster_resources().get("CPU", 1.0) if ray.is_initialized() else runtime.usable_cores()  # type: ignore[no-untyped-call]
+        connected = runtime.is_connected()
+        cores = runtime.cluster_resource("CPU", 1.0) if connected else float(runtime.usable_cores())
         wall_s = time.monotonic() - self._began_s
-        return scoring_goodput(self._seconds, wall_s, self.rows, self._cpu_s, float(cores), self.num_workers)
+        return scoring_goodput(self._seconds, wall_s, self.rows, self._cpu_s, cores, self.num_workers)
 
     def _take_up(self) -> NDArray[np.int64]:
         """Account for what drivers before have written down; the units that are not committed."""
@@ -112,7 +112,7 @@ class Driver:
         return np.flatnonzero(~committed & (self._tally.expected > 0))
 
     def _hand_out(self, waiting: NDArray[np.int64], log: EventLog) -> None:
-        telemetry = DriverTelemetry() if ray.is_initialized() else None
+        telemetry = driver_telemetry()
         total = int(self._tally.expected.sum())
         with ConsoleProgress("scoring", before=self._tally.rows_in) as progress:
             shown_s = time.monotonic()

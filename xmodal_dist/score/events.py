@@ -28,10 +28,9 @@ EVENTS: Mapping[str, frozenset[str]] = {
         "resumed": "units rows units_done rows_done workers",
         "units_committed": "units rows_ok rows_bad over_s",
         "progress": "rows_done rows rows_bad units_done units rows_per_s left_s workers",
-        "attempt_failed": "unit attempts error",
+        "attempt_failed": "unit attempts",
         "safe_mode": "unit attempts",
         "budget_exceeded": "rows_bad rows reasons",
-        "workers_changed": "before workers",
         "finished": "rows_in rows_ok rows_bad wall_s",
         "stopped": "error",
     }.items()
@@ -150,11 +149,6 @@ class EventLog:
 def read_events(output: str) -> list[dict[str, Any]]:
     """The events of all drivers of a run, by time; lines that are half written are left out."""
     folder = storage.join(output, FOLDER)
-    storage.filesystem(output)[
-        0
-    ].invalidate_cache()  # object stores remember listings, and other drivers write
-    if not storage.exists(folder):
-        return []
     events = []
     for path in storage.list_files(folder, ".jsonl"):
         for line in storage.read_text(path).splitlines():

@@ -44,9 +44,8 @@ def group_sizes(num_units: int, num_workers: int) -> list[int]:
 
 def pool_size(num_workers: int | None, num_units: int) -> int:
     """Actors for some units: what was asked for, else one per GPU, else one per CPU; no more than units."""
-    resources = _resources()
-    asked = num_workers or int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1.0)))
-    return min(asked, num_units)
+    gpus, cpus = int(runtime.cluster_resource("GPU")), int(runtime.cluster_resource("CPU"))
+    return min(num_workers or gpus or max(1, cpus), num_units)
 
 
 def score_units(
@@ -94,8 +93,7 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) ->
         _RECEIPT_BYTES  # receipts travel when they are there, not when there are many
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    resources = _resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    gpus, cpus = int(runtime.cluster_resource("GPU")), runtime.cluster_resource("CPU", 1.0)
     receipts = ray.data.from_arrow(_groups(plan, numbers, num_workers)).map_batches(
         ScoreWorker,
         fn_constructor_args=(job,),
@@ -116,13 +114,6 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) ->
         raise XmodalError(message) from error
     except ray.exceptions.RayError as error:
         raise RunAgainError(f"workers were lost: {error}\nThe same command goes on from here") from error
-
-
-def _resources() -> dict[str, float]:
-    import ray
-
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
 
 
 def _groups(plan: Plan, numbers: Sequence[int], num_workers: int) -> list[pa.Table]:

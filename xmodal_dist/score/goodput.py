@@ -1,6 +1,6 @@
 """Where the time of a scoring run went, and what set its pace.
 
-A worker's loop is in one stage at a time: it waits for decoded rows, predicts, encodes the part, commits it. Meanwhile
+A worker's loop is in one stage at a time: it waits for decoded rows, predicts, writes and commits the part. Meanwhile
 its threads read and decode. So the loop's stages add up to the workers' time, and reading and decoding lie beside them:
 they set the pace where the loop waits for data.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["goodput_line", "scoring_goodput"]
 
-_LOOP = ("wait_for_data", "predict", "encode", "commit", "isolated")
+_LOOP = ("wait_for_data", "predict", "commit", "isolated")
 _THREADS = ("read", "decode")
 
 _SENTENCES = {
@@ -20,7 +20,6 @@ _SENTENCES = {
     "decode": "decoding set the pace: add CPUs, set fields.NAME.decode=fast when training, or store media smaller",
     "wait_for_data": "reading and decoding set the pace: add CPUs, or raise score.threads where cores are idle",
     "predict": "the network set the pace: add workers or accelerators, or train a smaller model",
-    "encode": "writing predictions set the pace: ask for fewer columns",
     "commit": "committing set the pace: raise score.unit_rows so that there are fewer files, or use nearer storage",
     "isolated": "records that kill their worker set the pace: see the quarantine, and mend the input",
     "other": "start-up and waiting for units took most of the time: the run is short, or has fewer units than workers",
@@ -39,7 +38,7 @@ def scoring_goodput(
 
     Args:
         stages: seconds by stage over all units that this command's workers scored: ``read`` and ``decode`` of their
-            threads, all others of their loops (``wait_for_data``, ``predict``, ``encode``, ``commit``, ``isolated``).
+            threads, all others of their loops (``wait_for_data``, ``predict``, ``commit``, ``isolated``).
         wall_s: seconds of the command.
         rows: records that its workers scored.
         cpu_s: their CPU-seconds.

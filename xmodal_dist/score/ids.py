@@ -1,13 +1,36 @@
-"""An order-independent hash of ids: equal for equal multisets, so loss and doubling show without a join."""
+"""Ids of records, and an order-independent hash of them: loss and doubling show without a join."""
 
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable
 
-__all__ = ["IdHash"]
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xmodal_dist.pipeline.rows import plain
+
+__all__ = ["IdHash", "id_list", "id_texts", "row_ids"]
 
 _MODULUS = 1 << 128
+
+
+def row_ids(path: str, rows: Iterable[int]) -> list[str]:
+    """What stands for the ids of rows of an input file that has none."""
+    name = posixpath.basename(path)
+    return [f"{name}#{row}" for row in rows]
+
+
+def id_texts(column: pa.ChunkedArray) -> pa.Array:
+    """A column of ids or names as strings, null where there is none."""
+    return plain(column).cast(pa.string()).combine_chunks()
+
+
+def id_list(column: pa.ChunkedArray) -> list[str]:
+    """Ids as they are hashed: strings, "" where there is none."""
+    texts: list[str] = pc.fill_null(id_texts(column), "").to_pylist()
+    return texts
 
 
 class IdHash:

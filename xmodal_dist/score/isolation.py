@@ -7,52 +7,24 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import torch
 
-from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import DecodeError
+from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predictor
-from xmodal_dist.score.scorer import DecodedBatch, Job, Scorer, record_ids
+from xmodal_dist.score.scorer import Job, ScoredBatch, Scorer, ids_of
 
-__all__ = ["IsolatedScorer", "ScoredBatch"]
+__all__ = ["IsolatedScorer"]
 
 _TIMEOUT_S = 600.0
 """A batch that takes longer hangs."""
-
-
-class ScoredBatch(NamedTuple):
-    """Rows of a unit, scored.
-
-    Attributes:
-        table: predictions.
-        rejected: the other records.
-        ids: of all rows, "" where there is none.
-        present: field -> rows that could be decoded in which it is there.
-        profile: counts of their fields' measures, as JSON; {} without a profile to count by.
-    """
-
-    table: pa.Table
-    rejected: list[Rejected]
-    ids: list[str]
-    present: dict[str, int]
-    profile: dict[str, Any]
-
-    @staticmethod
-    def of(job: Job, unit: Unit, scorer: Scorer, batch: DecodedBatch) -> ScoredBatch:
-        """Predict a decoded batch."""
-        table, rejected = scorer.predict(batch)
-        ids = pc.fill_null(record_ids(job, unit, batch.rows, batch.first_row), "").to_pylist()
-        return ScoredBatch(table, rejected, ids, scorer.present(batch), scorer.profile(batch).to_json())
 
 
 class IsolatedScorer:
@@ -76,13 +48,13 @@ class IsolatedScorer:
             return [self._in_child(rows, first_row)]
         except BrokenProcessPool:
             fault = DecodeError("decoder_crashed", "scoring this record killed its process")
-        except TimeoutError:
+        except FutureTimeoutError:
             fault = DecodeError("decoder_timeout", f"scoring this record took over {_TIMEOUT_S:g} s")
         self._stop()
         if rows.num_rows == 1:
-            name = record_ids(self._job, self._unit, rows, first_row)[0].as_py() or ""
-            rejected = Rejected.of(fault, self._unit.path, first_row, name, "")
-            return [ScoredBatch(self._job.schema.empty_table(), [rejected], [name], {}, {})]
+            ids = ids_of(self._job, self._unit, rows, first_row)
+            rejected = Rejected.of(fault, self._unit.path, first_row, ids[0], "")
+            return [ScoredBatch(self._job.schema.empty_table(), [rejected], ids, {}, ProfileCounts())]
         half = rows.num_rows // 2
         return [*self.score(rows.slice(0, half), first_row), *self.score(rows.slice(half), first_row + half)]
 
@@ -102,22 +74,30 @@ class IsolatedScorer:
             self._pool = None
 
 
-_CHILD: list[Callable[[pa.Table, int], ScoredBatch]] = []
+class _Child:
+    """The child's side: loads the bundle with the first batch, so that what fails there is no dead process."""
+
+    def __init__(self, job: Job, unit: Unit) -> None:
+        self._job, self._unit = job, unit
+        self._loaded: Scorer | None = None
+
+    def score(self, rows: pa.Table, first_row: int) -> ScoredBatch:
+        if self._loaded is None:
+            job = self._job
+            predictor = Predictor.load(job.bundle, job.fingerprint, job.settings)
+            self._loaded = Scorer(job, predictor, self._unit)
+        return self._loaded.predict(self._loaded.decode((rows, first_row)))
+
+
+_CHILD: list[_Child] = []
 
 
 def _start_child(job: Job, unit: Unit) -> None:
-    torch.set_num_threads(job.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = Scorer(job, Predictor(load_bundle(job.bundle, device), device, job.settings), unit)
-
-    def score(rows: pa.Table, first_row: int) -> ScoredBatch:
-        return ScoredBatch.of(job, unit, scorer, scorer.decode((rows, first_row)))
-
-    _CHILD.append(score)
+    _CHILD.append(_Child(job, unit))
 
 
 def _score_in_child(rows: bytes, first_row: int) -> tuple[bytes, ScoredBatch]:
-    scored = _CHILD[0](_from_ipc(rows), first_row)
+    scored = _CHILD[0].score(_from_ipc(rows), first_row)
     return _to_ipc(scored.table), scored._replace(table=None)
 
 

@@ -175,9 +175,7 @@ def prepare(bundle: str, inputs: Sequence[str], output: str, settings: ScoreSett
         settings=settings.identity(),
         code=__version__,
     )
-    return Run(
-        model, plan, identity, _job(bundle, output, model, settings, input_schema(plan), identity.digest)
-    )
+    return Run(model, plan, identity, _job(bundle, output, model, settings, source, identity.digest))
 
 
 def _drift(model: Bundle, manifest: ScoreManifest) -> list[dict[str, Any]] | None:
@@ -220,11 +218,6 @@ def _job(
         spec=spec,
         schema=schema,
         fields=tuple(tuple(settings.columns.get(c, c) for c in s.columns) for s in model.specs),
-        id_column=settings.id_column,
-        label_column=LABEL if settings.evaluation else None,
-        passthrough=settings.passthrough,
-        media_root=settings.media_root,
-        threads=settings.threads,
         settings=settings,
     )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -36,7 +37,7 @@ from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score.commit import COMMITS, DATA, part_path, read_part, unit_name
 from xmodal_dist.score.formats import Column, Identity, Part, PartFile, ScoreManifest, to_json
 from xmodal_dist.score.plan import Plan
-from xmodal_dist.score.tally import Tally, files_from_parquet, files_to_parquet
+from xmodal_dist.score.tally import FILES_ORDER, Tally, files_from_parquet, files_to_parquet
 from xmodal_dist.settings import Settings
 
 __all__ = [
@@ -102,7 +103,7 @@ def open_run(output: str, identity: Identity, plan: Plan) -> bool:
 
 
 def writing(output: str) -> contextlib.AbstractContextManager[None]:
-    """Wait for nobody where the store lets only one create a file; else be the only driver for the block.
+    """Share the output with other drivers where the store keeps them apart; else be the only one for the block.
 
     Raises:
         RunAgainError: another driver is at work on a store that cannot keep two apart.
@@ -160,7 +161,7 @@ def committed_units(output: str, generation: int = 1, partitioned: bool = False)
     """Numbers of the units that are committed, in order, from one listing."""
     mark = f"-g{generation}" if generation > 1 else ""
     pattern = re.compile(rf"part-(\d{{5,}}){mark}\.(?:json|parquet)")
-    names = (path.rsplit("/", 1)[-1] for path in _list(output, COMMITS if partitioned else DATA))
+    names = (path.rsplit("/", 1)[-1] for path in list_folder(output, COMMITS if partitioned else DATA))
     found = (pattern.fullmatch(name) for name in names)
     return np.array(sorted(int(name[1]) for name in found if name), dtype=np.int64)
 
@@ -180,7 +181,9 @@ def read_parts(
 
 def list_folder(output: str, folder: str) -> list[str]:
     """Paths in the output of the files below one of its folders, from one listing."""
-    return [path[path.rindex(f"/{folder}/") + 1 :] for path in _list(output, folder)]
+    return [
+        path[path.rindex(f"/{folder}/") + 1 :] for path in storage.list_files(storage.join(output, folder))
+    ]
 
 
 def write_receipts(output: str, driver: str, number: int, parts: Sequence[Part]) -> None:
@@ -190,8 +193,8 @@ def write_receipts(output: str, driver: str, number: int, parts: Sequence[Part])
 
 
 def read_receipts(output: str) -> Iterator[Part]:
-    """All parts that drivers were told of, some perhaps several times."""
-    for path in _list(output, RECEIPTS):
+    """All parts that drivers were told of, some perhaps several times; those of the latest drivers first."""
+    for path in reversed(storage.list_files(storage.join(output, RECEIPTS))):
         for line in storage.read_text(path).splitlines():
             yield _parse(Part, line, path)
 
@@ -199,7 +202,7 @@ def read_receipts(output: str) -> Iterator[Part]:
 def begin_attempt(output: str, unit: int, attempt: str, generation: int = 1) -> int:
     """Note that an attempt at a unit begins; how many are under way, or died without a word."""
     folder = f"{ATTEMPTS}/{unit_name(unit, generation)}"
-    others = len(_list(output, folder))
+    others = len(storage.list_files(storage.join(output, folder)))
     storage.create(storage.join(output, folder, attempt), b"")
     return others
 
@@ -232,15 +235,16 @@ def finalise(
     """
     tally.require_whole()
     table = tally.files_table()
-    labels, present, confidence = dict.fromkeys(classes, 0), dict[str, int](), tally.confidence.copy()
+    labels = Counter({**dict.fromkeys(classes, 0), **tally.labels})
+    present, confidence = Counter(tally.present), tally.confidence
     rows_ok, profile = tally.rows_ok, tally.profile
     if before is not None:
         old = load_files(output, before)
         table = pa.concat_tables([old.filter(pc.not_equal(old["role"], "quarantine")), table])
-        table = table.sort_by([("unit", "ascending"), ("generation", "ascending"), ("path", "ascending")])
-        labels |= before.label_counts
-        present |= before.present_counts
-        confidence += np.array(before.confidence_counts)
+        table = table.sort_by(FILES_ORDER)
+        labels.update(before.label_counts)
+        present.update(before.present_counts)
+        confidence = confidence + np.array(before.confidence_counts)
         rows_ok += before.rows_ok
         profile += ProfileCounts.from_json(before.profile)
     payload, sha256 = files_to_parquet(table)
@@ -257,11 +261,9 @@ def finalise(
         rows_in=identity.rows,
         rows_ok=rows_ok,
         rows_bad=tally.rows_bad,
-        label_counts={name: labels.get(name, 0) + tally.labels[name] for name in {**labels, **tally.labels}},
+        label_counts=dict(labels),
         confidence_counts=tuple(confidence.tolist()),
-        present_counts={
-            name: present.get(name, 0) + tally.present[name] for name in {**present, **tally.present}
-        },
+        present_counts=dict(present),
         quarantine=dict(sorted(tally.reasons.items())),
         profile=profile.to_json(),
         columns=tuple(Column(name=f.name, type=str(f.type)) for f in schema),
@@ -306,14 +308,6 @@ def read_predictions(output: str) -> pa.Table:
     return (
         dataset.to_table().select([column.name for column in manifest.columns]).replace_schema_metadata(None)
     )
-
-
-def _list(output: str, folder: str) -> list[str]:
-    """Files below a folder of the output, now: object stores remember listings, and other workers write."""
-    fs, _ = storage.filesystem(output)
-    fs.invalidate_cache()
-    place = storage.join(output, folder)
-    return storage.list_files(place) if storage.exists(place) else []
 
 
 def _refuse_strangers(output: str) -> None:

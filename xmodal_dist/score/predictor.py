@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from xmodal_dist.batch import Batch, Records
-from xmodal_dist.bundle import Bundle, subsets
+from xmodal_dist.bundle import Bundle, load_bundle, subsets
+from xmodal_dist.errors import CheckpointError
 from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.score.outputs import EMBEDDING, FEATURES, LOGITS, PROBABILITIES, SUBSET_PREFIX
 from xmodal_dist.score.settings import ScoreSettings
@@ -109,6 +110,20 @@ class Predictor:
         self._copies = torch.cuda.Stream(device) if self._is_gpu else None  # type: ignore[no-untyped-call]
         bundle.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @staticmethod
+    def load(path: str, fingerprint: str, settings: ScoreSettings) -> Predictor:
+        """A bundle on this process's accelerator, or its CPU with ``settings.threads`` threads.
+
+        Raises:
+            CheckpointError: not a bundle, or not the one with this fingerprint.
+        """
+        torch.set_num_threads(settings.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bundle = load_bundle(path, device)
+        if bundle.fingerprint != fingerprint:
+            raise CheckpointError(f"{path} was replaced while the run was going on; score with it anew")
+        return Predictor(bundle, device, settings)
+
     @property
     def read_rows(self) -> int:
         """How many records to read and decode at once; may grow while the batch size is being found."""
@@ -143,14 +158,14 @@ class Predictor:
     def predict(self, batch: Batch) -> Predicted:
         """Predictions of a batch of at least one record, in parts that the model can take."""
         if not self._probed:
-            self._probe(_slice(batch, 0, self._size.rows))
+            self._probe(batch.slice(0, self._size.rows))
         pieces: list[_Piece] = []
         too_large: list[int] = []
         start = 0
         while start < len(batch):
             stop = min(start + self._size.rows, len(batch))
             began = self._clock()
-            found = self._try(_slice(batch, start, stop))
+            found = self._try(batch.slice(start, stop))
             if found is None:
                 before = len(too_large)
                 pieces += self._halves(batch, start, stop, too_large)
@@ -182,7 +197,7 @@ class Predictor:
             return
         middle = (start + stop) // 2
         for first, last in ((start, middle), (middle, stop)):
-            found = self._try(_slice(batch, first, last))
+            found = self._try(batch.slice(first, last))
             if found is None:
                 yield from self._halves(batch, first, last, too_large)
             else:
@@ -260,20 +275,6 @@ def records_of(fields: dict[str, dict[str, NDArray[np.generic]]], present: NDArr
         weights=np.ones(rows, dtype=np.float32),
         keys=np.zeros(rows, dtype=np.uint64),
         ids=np.arange(rows, dtype=np.int64),
-    )
-
-
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    if start == 0 and stop >= len(batch):
-        return batch
-    part = slice(start, stop)
-    return Batch(
-        inputs={f: {n: t[part] for n, t in tensors.items()} for f, tensors in batch.inputs.items()},
-        present=batch.present[part],
-        labels=batch.labels[part],
-        weights=batch.weights[part],
-        keys=batch.keys[part],
-        ids=batch.ids[part],
     )
 
 

@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 
 from xmodal_dist.batch import Batch
 from xmodal_dist.dataset.quarantine import Rejected
+from xmodal_dist.dataset.schema import LABEL
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.pipeline.decode import DecodedTable, RowError, decode_table
 from xmodal_dist.pipeline.fetch import fetch_media
+from xmodal_dist.pipeline.rows import plain
 from xmodal_dist.profile import ProfileCounts, count
+from xmodal_dist.score.ids import id_list, id_texts, row_ids
 from xmodal_dist.score.outputs import prediction_columns
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predicted, Predictor, records_of
 from xmodal_dist.score.settings import ScoreSettings
 
-__all__ = ["DecodedBatch", "Job", "Scorer", "record_ids"]
+__all__ = ["DecodedBatch", "Job", "ScoredBatch", "Scorer", "ids_of"]
 
 _FETCHES_PER_THREAD = 8
 
@@ -42,12 +45,7 @@ class Job:
         spec: digest of the run's identity.
         schema: columns of every part.
         fields: for each field of the bundle, the input's columns it reads, in order.
-        id_column: input column of the ids; None where records are named by file and row.
-        label_column: input column of the true class in evaluation, else None.
-        passthrough: input columns copied to the output.
-        media_root: where relative media paths start; None takes the folder of the input file.
-        threads: decoders at work in one worker.
-        settings: of the run.
+        settings: of the run; its ``id_column`` is None only where the input has no ids.
         generation: of the parts; above 1, rejected records are tried again.
         retried: then unit -> the output's file of its records that were rejected.
     """
@@ -58,21 +56,25 @@ class Job:
     spec: str
     schema: pa.Schema
     fields: tuple[tuple[str, ...], ...]
-    id_column: str | None
-    label_column: str | None
-    passthrough: tuple[str, ...]
-    media_root: str | None
-    threads: int
     settings: ScoreSettings
     generation: int = 1
     retried: Mapping[int, str] = field(default_factory=dict)
 
     @property
+    def label_column(self) -> str | None:
+        """Input column of the true class in evaluation, else None."""
+        return LABEL if self.settings.evaluation else None
+
+    @property
+    def copied(self) -> list[str]:
+        """Input columns that go to the output as they are, each once."""
+        optional = [c for c in (self.settings.id_column, self.label_column) if c is not None]
+        return list(dict.fromkeys([*optional, *self.settings.passthrough]))
+
+    @property
     def columns(self) -> list[str]:
         """Input columns to read, each once."""
-        optional = [c for c in (self.id_column, self.label_column) if c is not None]
-        names = [*(c for columns in self.fields for c in columns), *optional, *self.passthrough]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys([*(c for columns in self.fields for c in columns), *self.copied]))
 
 
 class DecodedBatch(NamedTuple):
@@ -95,23 +97,41 @@ class DecodedBatch(NamedTuple):
     batch: Batch | None
 
 
+class ScoredBatch(NamedTuple):
+    """A micro-batch after prediction.
+
+    Attributes:
+        table: predictions of the usable rows, in order; the output's columns.
+        rejected: the other rows, each once with its first fault.
+        ids: of all rows, "" where there is none.
+        present: field -> rows that could be decoded in which it is there.
+        profile: counts of their fields' measures; none without a profile to count by.
+    """
+
+    table: pa.Table
+    rejected: list[Rejected]
+    ids: list[str]
+    present: dict[str, int]
+    profile: ProfileCounts
+
+
 class Scorer:
     """Turns micro-batches of one unit into predictions."""
 
     def __init__(self, job: Job, predictor: Predictor, unit: Unit) -> None:
         self._job, self._predictor, self._unit = job, predictor, unit
         self._bundle = predictor.bundle
-        self._base = job.media_root or posixpath.dirname(unit.path)
+        self._base = job.settings.media_root or posixpath.dirname(unit.path)
 
     def decode(self, batch: tuple[pa.Table, int]) -> DecodedBatch:
         """Fetch and decode some rows, the first of which has the given number; thread-safe."""
         rows, first_row = batch
         job = self._job
         faults: dict[int, RowError] = {}
-        _note(faults, _nulls(rows, job.id_column, "id_missing", "the record has no id"))
+        _note(faults, _nulls(rows, job.settings.id_column, "id_missing", "the record has no id"))
         _note(faults, _nulls(rows, job.label_column, "label_missing", "the record has no label"))
         values, fetch_errors = fetch_media(
-            self._values(rows), self._bundle.specs, self._base, job.threads * _FETCHES_PER_THREAD
+            self._values(rows), self._bundle.specs, self._base, job.settings.threads * _FETCHES_PER_THREAD
         )
         _note(faults, fetch_errors)
         decoded = decode_table(values, self._bundle.specs, None)
@@ -119,9 +139,9 @@ class Scorer:
         usable = _other_rows(rows.num_rows, faults)
         return DecodedBatch(rows, first_row, decoded, faults, usable, self._stage(decoded, usable))
 
-    def predict(self, batch: DecodedBatch) -> tuple[pa.Table, list[Rejected]]:
-        """Predictions of the usable rows, in order, and the other rows, each once with its first fault."""
-        rows, faults = batch.rows, dict(batch.faults)
+    def predict(self, batch: DecodedBatch) -> ScoredBatch:
+        """Predict a decoded batch."""
+        faults = dict(batch.faults)
         table = self._job.schema.empty_table()
         if batch.batch is not None:
             predicted = self._predictor.predict(batch.batch)
@@ -129,15 +149,19 @@ class Scorer:
             _note(faults, _model_errors(predicted, finite, batch.usable))
             if finite.any():
                 table = self._table(batch, predicted, finite)
-        rejected = [self._rejected(rows, batch.first_row, fault) for _, fault in sorted(faults.items())]
-        return table, rejected
+        ids = ids_of(self._job, self._unit, batch.rows, batch.first_row)
+        rejected = [
+            Rejected.of(fault.error, self._unit.path, batch.first_row + row, ids[row], fault.field)
+            for row, fault in sorted(faults.items())
+        ]
+        return ScoredBatch(table, rejected, ids, self._present(batch), self._profile(batch))
 
-    def present(self, batch: DecodedBatch) -> dict[str, int]:
+    def _present(self, batch: DecodedBatch) -> dict[str, int]:
         """Field -> rows that could be decoded in which it is there."""
         counts = batch.decoded.present[batch.usable].sum(axis=0)
         return {spec.name: int(count) for spec, count in zip(self._bundle.specs, counts, strict=True)}
 
-    def profile(self, batch: DecodedBatch) -> ProfileCounts:
+    def _profile(self, batch: DecodedBatch) -> ProfileCounts:
         """Counts of the measures of the rows that could be decoded, if the bundle knows its training data's."""
         known, decoded = self._bundle.profile, batch.decoded
         if known is None:
@@ -153,12 +177,6 @@ class Scorer:
             present = present[usable]
         return self._predictor.stage(records_of(fields, present))
 
-    def _rejected(self, rows: pa.Table, first_row: int, fault: RowError) -> Rejected:
-        (name,) = record_ids(
-            self._job, self._unit, rows.slice(fault.row, 1), first_row + fault.row
-        ).to_pylist()
-        return Rejected.of(fault.error, self._unit.path, first_row + fault.row, name or "", fault.field)
-
     def _values(self, rows: pa.Table) -> pa.Table:
         """The columns under the names by which the bundle's fields know them."""
         pairs = [
@@ -166,7 +184,7 @@ class Scorer:
             for spec, columns in zip(self._bundle.specs, self._job.fields, strict=True)
             for name, source in zip(spec.columns, columns, strict=True)
         ]
-        return pa.table({name: _plain(column) for name, column in pairs})
+        return pa.table({name: plain(column) for name, column in pairs})
 
     def _table(self, batch: DecodedBatch, predicted: Predicted, kept: NDArray[np.bool_]) -> pa.Table:
         """The columns of the output, for the predictions to be kept."""
@@ -174,33 +192,30 @@ class Scorer:
         good = batch.usable[predicted.rows[kept]]
         if not kept.all():
             values = {name: vectors[kept] for name, vectors in values.items()}
-        copied = [*job.passthrough, *(c for c in (job.id_column, job.label_column) if c is not None)]
         # Only what is copied: media would be most of the work.
-        rows = batch.rows.select(list(dict.fromkeys(copied)))
+        rows = batch.rows.select(job.copied)
         if len(good) < batch.rows.num_rows:
             rows = rows.take(pa.array(good))
         present = batch.decoded.present[good]
         columns = prediction_columns(self._bundle, job.settings, values, present)
         places = batch.first_row + good
-        columns["id"] = _ids_at(job, self._unit, rows, places)
+        id_column = job.settings.id_column
+        if id_column is not None:
+            columns["id"] = id_texts(rows.column(id_column))
+        else:
+            columns["id"] = pa.array(row_ids(self._unit.path, places.tolist()), pa.string())
         columns |= {"source": pa.repeat(self._unit.path, len(good)), "row": pa.array(places)}
         if job.label_column is not None:
-            columns["truth"] = _strings(rows.column(job.label_column))
-        columns |= {name: rows.column(name) for name in job.passthrough}
+            columns["truth"] = id_texts(rows.column(job.label_column))
+        columns |= {name: rows.column(name) for name in job.settings.passthrough}
         return pa.table([columns[name] for name in job.schema.names], schema=job.schema)
 
 
-def record_ids(job: Job, unit: Unit, rows: pa.Table, first_row: int) -> pa.Array:
-    """Ids of some rows of a unit as strings, null where there is none."""
-    return _ids_at(job, unit, rows, np.arange(first_row, first_row + rows.num_rows))
-
-
-def _ids_at(job: Job, unit: Unit, rows: pa.Table, places: NDArray[np.int64]) -> pa.Array:
-    """Ids of rows that have these numbers; file and number stand in where the input has none."""
-    if job.id_column is not None:
-        return _strings(rows.column(job.id_column))
-    name = posixpath.basename(unit.path)
-    return pa.array([f"{name}#{place}" for place in places.tolist()], pa.string())
+def ids_of(job: Job, unit: Unit, rows: pa.Table, first_row: int) -> list[str]:
+    """Ids of some rows of a unit, "" where there is none; file and row stand in where the input has no ids."""
+    if job.settings.id_column is None:
+        return row_ids(unit.path, range(first_row, first_row + rows.num_rows))
+    return id_list(rows.column(job.settings.id_column))
 
 
 def _note(faults: dict[int, RowError], errors_: Sequence[RowError]) -> None:
@@ -237,11 +252,3 @@ def _other_rows(count: int, faults: dict[int, RowError]) -> NDArray[np.int64]:
     return np.setdiff1d(
         np.arange(count, dtype=np.int64), np.fromiter(faults, dtype=np.int64, count=len(faults))
     )
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _strings(column: pa.ChunkedArray) -> pa.Array:
-    return _plain(column).cast(pa.string()).combine_chunks()

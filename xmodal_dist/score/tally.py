@@ -17,7 +17,7 @@ from xmodal_dist.score.commit import part_path
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Part, PartFile
 from xmodal_dist.score.plan import Plan, Unit
 
-__all__ = ["FILES_SCHEMA", "Tally", "files_from_parquet", "files_to_parquet", "footer_fault"]
+__all__ = ["FILES_ORDER", "FILES_SCHEMA", "Tally", "files_from_parquet", "files_to_parquet", "footer_fault"]
 
 FILES_SCHEMA = pa.schema(
     [
@@ -30,6 +30,7 @@ FILES_SCHEMA = pa.schema(
         ("rows", pa.int64()),
     ]
 )
+FILES_ORDER = [("unit", "ascending"), ("generation", "ascending"), ("path", "ascending")]
 _FLUSH_FILES = 4096
 
 
@@ -98,7 +99,7 @@ class Tally:
         """The files of all parts, in input order; columns :data:`FILES_SCHEMA`."""
         self._flush()
         table = pa.Table.from_batches(self._batches, FILES_SCHEMA)
-        return table.sort_by([("unit", "ascending"), ("generation", "ascending"), ("path", "ascending")])
+        return table.sort_by(FILES_ORDER)
 
     def require_whole(self) -> None:
         """Every unit has its part, and the rows add up.

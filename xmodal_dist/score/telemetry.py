@@ -7,11 +7,15 @@ seconds may be lost with it, so these figures are for watching: the account of a
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from typing import TYPE_CHECKING
 
+from xmodal_dist import runtime
 from xmodal_dist.score.formats import Receipt
 
-__all__ = ["DriverTelemetry", "WorkerTelemetry"]
+if TYPE_CHECKING:  # commands that need no Ray do not wait for its import
+    from ray.util.metrics import Counter
+
+__all__ = ["DriverTelemetry", "WorkerTelemetry", "driver_telemetry", "worker_telemetry"]
 
 _PREFIX = "xmodal_score_"
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
@@ -21,6 +25,8 @@ class WorkerTelemetry:
     """What one worker does; make one in each actor."""
 
     def __init__(self) -> None:
+        from ray.util.metrics import Histogram
+
         self._rows_in = _counter("rows_in", "Rows of committed units")
         self._rows_ok = _counter("rows_ok", "Rows with a prediction")
         self._rows_bad = _counter("rows_quarantined", "Rejected rows by reason code", "reason")
@@ -62,6 +68,8 @@ class DriverTelemetry:
     """How far a driver is."""
 
     def __init__(self) -> None:
+        from ray.util.metrics import Gauge
+
         self._workers = Gauge(f"{_PREFIX}workers", "Workers alive")
         self._left = Gauge(f"{_PREFIX}units_left", "Units without a part")
         self._rate = Gauge(f"{_PREFIX}rows_per_second", "Rows a second over the last minute")
@@ -73,7 +81,19 @@ class DriverTelemetry:
         self._rate.set(rows_per_s)
 
 
+def worker_telemetry() -> WorkerTelemetry | None:
+    """Of a worker; None outside Ray."""
+    return WorkerTelemetry() if runtime.is_connected() else None
+
+
+def driver_telemetry() -> DriverTelemetry | None:
+    """Of a driver; None outside Ray."""
+    return DriverTelemetry() if runtime.is_connected() else None
+
+
 def _counter(name: str, description: str, *labels: str) -> Counter:
+    from ray.util.metrics import Counter
+
     return Counter(f"{_PREFIX}{name}", description, tag_keys=labels)
 
 

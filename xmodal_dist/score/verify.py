@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmodal_dist import storage
@@ -21,7 +19,7 @@ from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.score import ledger
 from xmodal_dist.score.commit import DATA, part_path, read_part
 from xmodal_dist.score.formats import Identity, Part, ScoreManifest
-from xmodal_dist.score.ids import IdHash
+from xmodal_dist.score.ids import IdHash, id_list, row_ids
 from xmodal_dist.score.plan import Plan, Unit
 from xmodal_dist.score.source import read_unit
 from xmodal_dist.score.tally import Tally, footer_fault
@@ -217,23 +215,18 @@ class _Verification:
     def _input_ids(self, unit: Unit) -> Iterator[str]:
         """Ids of the unit's rows in the input, as workers read them."""
         if self._id_column is None:
-            name = posixpath.basename(unit.path)
-            yield from (f"{name}#{row}" for row in range(unit.start, unit.stop))
+            yield from row_ids(unit.path, range(unit.start, unit.stop))
             return
         for table in read_unit(unit, [self._id_column], _BATCH_ROWS):
-            yield from _texts(table.column(self._id_column))
+            yield from id_list(table.column(self._id_column))
 
 
 def _ids(table: pa.Table) -> list[str]:
     """Ids of predictions or rejected records."""
     if "id" in table.column_names:
-        return _texts(table.column("id"))
-    sources, rows = table.column("source").to_pylist(), table.column("row").to_pylist()
-    return [f"{posixpath.basename(source)}#{row}" for source, row in zip(sources, rows, strict=True)]
-
-
-def _texts(column: pa.ChunkedArray) -> list[str]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    texts: list[str] = pc.fill_null(column.cast(pa.string()), "").to_pylist()
-    return texts
+        return id_list(table.column("id"))
+    return [
+        name
+        for source, row in zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
+        for name in row_ids(source, [row])
+    ]

@@ -15,26 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-import torch
 
 from xmodal_dist import errors, storage
-from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.quarantine import Rejected
-from xmodal_dist.errors import CheckpointError, XmodalError
+from xmodal_dist.errors import XmodalError
 from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.profile import ProfileCounts
 from xmodal_dist.score import ledger
 from xmodal_dist.score.commit import commit, part_path, read_part
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
 from xmodal_dist.score.ids import IdHash
-from xmodal_dist.score.isolation import IsolatedScorer, ScoredBatch
+from xmodal_dist.score.isolation import IsolatedScorer
 from xmodal_dist.score.outputs import ABSTAINED
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predictor
-from xmodal_dist.score.scorer import Job, Scorer
+from xmodal_dist.score.scorer import Job, ScoredBatch, Scorer
 from xmodal_dist.score.source import read_unit
-from xmodal_dist.score.telemetry import WorkerTelemetry
+from xmodal_dist.score.telemetry import worker_telemetry
 
 __all__ = ["ScoreWorker", "receipt_of", "score_unit"]
 
@@ -50,11 +47,9 @@ class ScoreWorker:
     """
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
         self._job = job
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: Predictor | None = None
-        self._telemetry = WorkerTelemetry() if ray.is_initialized() else None
+        self._telemetry = worker_telemetry()
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Score and commit units. An error raised on purpose travels as a receipt, so that its class survives."""
@@ -72,12 +67,7 @@ class ScoreWorker:
     def _predictor(self) -> Predictor:
         """The bundle, loaded and warmed once; with the first unit, so that an error has a receipt to travel on."""
         if self._loaded is None:
-            bundle = load_bundle(self._job.bundle, self._device)
-            if bundle.fingerprint != self._job.fingerprint:
-                raise CheckpointError(
-                    f"{self._job.bundle} was replaced while the run was going on; score with it anew"
-                )
-            self._loaded = Predictor(bundle, self._device, self._job.settings)
+            self._loaded = Predictor.load(self._job.bundle, self._job.fingerprint, self._job.settings)
             self._loaded.warm_up()
         return self._loaded
 
@@ -135,7 +125,7 @@ class _Attempt:
             rejected.extend(batch.rejected)
             ids.add(batch.ids)
             present.update(batch.present)
-            profile += ProfileCounts.from_json(batch.profile)
+            profile += batch.profile
             rows_in += len(batch.ids)
         table = pa.concat_tables(tables) if tables else self._job.schema.empty_table()
         seen = {
@@ -158,17 +148,17 @@ class _Attempt:
 
     def _overlapped(self) -> Iterator[ScoredBatch]:
         """Threads read and decode while the model predicts."""
-        scorer = Scorer(self._job, self._predictor, self._unit)
-        with ThreadPoolExecutor(self._job.threads, thread_name_prefix="decode") as pool:
+        scorer, threads = Scorer(self._job, self._predictor, self._unit), self._job.settings.threads
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
             decode = self._timed("decode", scorer.decode)
-            batches = map_ahead(decode, self._batches(), pool, ahead=self._job.threads + 1)
+            batches = map_ahead(decode, self._batches(), pool, ahead=threads + 1)
             while True:
                 with self._stage("wait_for_data"):
                     decoded = next(batches, None)
                 if decoded is None:
                     return
                 with self._stage("predict"):
-                    scored = ScoredBatch.of(self._job, self._unit, scorer, decoded)
+                    scored = scorer.predict(decoded)
                 yield scored
 
     def _isolated(self) -> Iterator[ScoredBatch]:

@@ -145,7 +145,7 @@ def _cause(error: Exception) -> XmodalError:
 
 def _workers(train: TrainSettings) -> tuple[bool, int]:
     """Whether workers get GPUs, and how many workers, at most if their number may change."""
-    gpus, asked = int(_cluster("GPU")), train.num_workers
+    gpus, asked = int(runtime.cluster_resource("GPU")), train.num_workers
     if asked is None:
         return (True, gpus) if gpus else (False, 2)
     return gpus >= (train.min_workers or asked), asked
@@ -153,11 +153,11 @@ def _workers(train: TrainSettings) -> tuple[bool, int]:
 
 def _placement(train: TrainSettings, use_gpu: bool, num_workers: int) -> runtime.Placement:
     """CPUs of each worker and its readers."""
-    cpus = _cluster("CPU")
+    cpus = runtime.cluster_resource("CPU")
     if train.min_workers is None:
         return runtime.plan_placement(cpus, num_workers)
     if use_gpu:
-        return runtime.plan_placement(cpus, min(int(_cluster("GPU")), num_workers))
+        return runtime.plan_placement(cpus, min(int(runtime.cluster_resource("GPU")), num_workers))
     if cpus < train.min_workers:
         raise UsageError(
             f"train.min_workers={train.min_workers}, but the cluster has only {cpus:g} CPUs now; "
@@ -175,12 +175,6 @@ def _reads_by_itself(pipeline: PipelineSettings) -> PipelineSettings:
             "that read would wait for ever"
         )
     return pipeline.model_copy(update={"placement": "local"})
-
-
-def _cluster(resource: str) -> float:
-    import ray
-
-    return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
 def _claim(job: TrainJob, resume: bool) -> None:

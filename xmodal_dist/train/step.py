@@ -142,13 +142,7 @@ def _class_weights(job: TrainJob, device: torch.device) -> torch.Tensor | None:
 
 def _rows(batch: Batch, rows: slice) -> Batch:
     """Some rows, in memory of their own: kernels add up in another order where memory is aligned otherwise."""
-    return Batch(
-        inputs={
-            f: {name: t[rows].clone() for name, t in tensors.items()} for f, tensors in batch.inputs.items()
-        },
-        present=batch.present[rows],
-        labels=batch.labels[rows],
-        weights=batch.weights[rows],
-        keys=batch.keys[rows],
-        ids=batch.ids[rows],
+    part = batch.slice(rows.start, rows.stop)
+    return part.with_inputs(
+        {f: {name: t.clone() for name, t in tensors.items()} for f, tensors in part.inputs.items()}
     )
