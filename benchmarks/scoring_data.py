@@ -19,7 +19,7 @@ from xmodal_dist.modalities import Fitted
 from xmodal_dist.modalities.fields import FieldSpec, field_settings, transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.pipeline.decode import decode_table
-from xmodal_dist.score.predictor import records_of
+from xmodal_dist.score.decoder import records_of
 
 __all__ = ["MEAN", "SIZE_PX", "STD", "ScoringData", "make_scoring_data"]
 

@@ -5,6 +5,7 @@ It knows nothing of modalities: a field's arrays are whatever its modality decod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,15 +54,20 @@ class Records:
             ids=self.ids[part],
         )
 
-    def to_batch(self) -> Batch:
-        """The same rows as tensors that share this memory where it is writable."""
+    def to_batch(self, tensor: Callable[[NDArray[np.generic]], torch.Tensor] | None = None) -> Batch:
+        """The same rows as tensors.
+
+        Args:
+            tensor: makes a tensor of an array; None shares its memory where that is writable.
+        """
+        make = tensor or _tensor
         return Batch(
-            inputs={f: {name: _tensor(a) for name, a in arrays.items()} for f, arrays in self.fields.items()},
-            present=_tensor(self.present),
-            labels=_tensor(self.labels),
-            weights=_tensor(self.weights),
-            keys=_tensor(self.keys.view(np.int64)),
-            ids=_tensor(self.ids),
+            inputs={f: {name: make(a) for name, a in arrays.items()} for f, arrays in self.fields.items()},
+            present=make(self.present),
+            labels=make(self.labels),
+            weights=make(self.weights),
+            keys=make(self.keys.view(np.int64)),
+            ids=make(self.ids),
         )
 
 

@@ -9,6 +9,7 @@
     ├── VerificationError          70   a check of finished output failed
     ├── StorageError               74   reading or writing storage failed
     ├── RunAgainError              75   the job stopped; the same command continues it
+    │   └── DecoderDiedError       75   a process that decoded for a worker died every time
     ├── AuthenticationError        77   a cluster refused us, or would accept anyone
     └── SpecDiffersError           78   the settings differ from those of the run being resumed
 
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DecodeError",
+    "DecoderDiedError",
     "RunAgainError",
     "SpecDiffersError",
     "StorageError",
@@ -97,6 +99,10 @@ class RunAgainError(XmodalError):
     """The job stopped before its end; the same command continues it."""
 
     exit_code = 75
+
+
+class DecoderDiedError(RunAgainError):
+    """A process that decoded for a worker died, and died again whenever it was tried anew."""
 
 
 class AuthenticationError(XmodalError):

@@ -20,7 +20,7 @@ from xmodal_dist.score.job import prepare, score
 from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
-from xmodal_dist.score.worker import score_unit
+from xmodal_dist.score.worker import UnitScorer
 
 __all__ = ["main"]
 
@@ -54,8 +54,9 @@ def _score_here(bundle: str, inputs: Sequence[str], output: str, settings: Score
     predictor = Predictor(run.model, device, settings)
     predictor.warm_up()
     tally = Tally(run.plan, run.identity.digest)
+    scorer = UnitScorer(run.job, predictor)
     for unit in run.plan:
-        tally.add(score_unit(run.job, predictor, unit).part)
+        tally.add(scorer.score(unit).part)
     ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
 
 

@@ -19,11 +19,11 @@ import torch
 
 from benchmarks.ours.reading import NUM_CPUS
 from benchmarks.protocol import finish, measured, request
+from xmodal_dist.score.decoder import DecodedBatch, Decoder
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.predictor import Predictor
-from xmodal_dist.score.scorer import DecodedBatch, Scorer
+from xmodal_dist.score.scorer import Scorer
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.source import read_unit
 
 __all__ = ["main"]
 
@@ -45,16 +45,14 @@ def _stages(asked: dict[str, Any]) -> dict[str, float]:
     settings = ScoreSettings.model_validate(asked["settings"])
     run = prepare(asked["bundle"], asked["few"], os.path.join(asked["folder"], "out"), settings)
     predictor = Predictor(run.model, torch.device("cpu"), settings)
-    scorer = Scorer(run.job, predictor, run.plan.unit(0))
+    scorer, decoder, unit = Scorer(run.job, predictor), Decoder.of(run.job, run.model), run.plan.unit(0)
 
     def decode() -> list[DecodedBatch]:
-        tables = (t for u in run.plan for t in read_unit(u, run.job.columns, _READ_ROWS))
-        # Without the encoded images, which nothing needs from here on.
-        return [scorer.decode((t, 0))._replace(rows=t.drop_columns(["image"])) for t in tables]
+        return [decoder.decode(u, rows) for u in run.plan for rows in decoder.read(u, _READ_ROWS)]
 
     decode_ms, batches = _time(decode, run.plan.num_rows)
-    model_ms, _ = _time(lambda: [predictor.predict(b.batch) for b in batches if b.batch], run.plan.num_rows)
-    table = pa.concat_tables([scorer.predict(batch)[0] for batch in batches])
+    model_ms, _ = _time(lambda: [predictor.predict(b.records.to_batch()) for b in batches], run.plan.num_rows)
+    table = pa.concat_tables([scorer.score(unit, batch).table for batch in batches])
     write_ms, _ = _time(lambda: _write(table), run.plan.num_rows)
     return {"read and decode": decode_ms, "model": model_ms, "write": write_ms}
 

@@ -20,6 +20,7 @@ from xmodal_dist import runtime
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import Identity
 from xmodal_dist.score.plan import Plan
+from xmodal_dist.score.pool import Pool
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
 
@@ -41,8 +42,9 @@ def main(asked: dict[str, Any]) -> None:
         ledger.open_run(output, identity, plan)
         tally = Tally(plan, identity.digest)
         job = SleepingJob(output, identity.digest, asked["sleep_s"])
+        pool = Pool(workers=asked["actors"])
         with measured("job"):
-            for receipt in feed.score_units(job, plan, range(units), asked["actors"], 5.0):
+            for receipt in feed.score_units(job, plan, range(units), pool, 5.0):
                 if receipt is not None:
                     tally.add(receipt.part)
                     seconds = receipt.seconds

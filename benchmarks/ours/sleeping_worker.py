@@ -14,6 +14,7 @@ from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
 from xmodal_dist.score.ids import IdHash, row_ids
 from xmodal_dist.score.ledger import begin_attempt, end_attempt
 from xmodal_dist.score.plan import Unit
+from xmodal_dist.score.pool import Pool
 
 __all__ = ["SCHEMA", "SleepingJob", "SleepingWorker"]
 
@@ -31,8 +32,8 @@ class SleepingJob(NamedTuple):
 class SleepingWorker:
     """Stands in for ``ScoreWorker``; tells in a receipt's ``seconds`` when it began and ended by the wall clock."""
 
-    def __init__(self, job: SleepingJob) -> None:
-        self._job = job
+    def __init__(self, job: SleepingJob, pool: Pool) -> None:
+        self._job, self._pool = job, pool
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """Sleep over every unit and commit it."""

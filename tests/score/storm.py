@@ -137,14 +137,18 @@ def _end(pids: Path) -> None:
 def _drive(bundle: str, source: str, output: str, pids: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from xmodal_dist.score import driver, job
+    from xmodal_dist.score.pool import Pool
     from xmodal_dist.score.settings import ScoreSettings
 
     def score_units(
-        shared: Any, plan: Any, numbers: Sequence[int], num_workers: int | None, tick_s: float
+        shared: Any, plan: Any, numbers: Sequence[int], pool: Any, tick_s: float
     ) -> Iterator[Any]:
         return _through_pipes(shared, plan, numbers, Path(pids), environment)
 
-    vars(driver).update(score_units=score_units, pool_size=lambda asked, units: min(asked, units))
+    def find_pool(settings: Any, output: str, num_workers: int, num_units: int) -> Pool:
+        return Pool(workers=min(num_workers, num_units))
+
+    vars(driver).update(score_units=score_units, find_pool=find_pool)
     try:
         job.score(bundle, [source], output, ScoreSettings.model_validate(SETTINGS), num_workers=_WORKERS)
     except RunAgainError as error:
@@ -193,10 +197,11 @@ def _work(pipe: Connection, shared: Any, pids: str, environment: dict[str, str])
     os.environ.update(environment)
     import pyarrow as pa
 
+    from xmodal_dist.score.pool import Pool
     from xmodal_dist.score.worker import ScoreWorker
 
     Path(pids, f"worker-{os.getpid()}").touch()
-    worker = ScoreWorker(shared)
+    worker = ScoreWorker(shared, Pool(workers=1))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             for table in worker(pa.Table.from_pylist([pipe.recv()])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ import importlib.util, os, signal, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "xmodal_dist.score.scorer":
+        if name != "xmodal_dist.score.decoder":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -38,14 +39,14 @@ class Finder:
 
         def exec_module(module):
             execute(module)
-            decode = module.Scorer.decode
+            decode = module.Decoder.decode
 
-            def decode_or_die(self, batch):
-                if "poison" in batch[0].column("id").to_pylist():
+            def decode_or_die(self, unit, batch):
+                if "poison" in batch.rows.column("id").to_pylist():
                     os.kill(os.getpid(), signal.SIGKILL)
-                return decode(self, batch)
+                return decode(self, unit, batch)
 
-            module.Scorer.decode = decode_or_die
+            module.Decoder.decode = decode_or_die
 
         spec.loader.exec_module = exec_module
         return spec
@@ -58,15 +59,16 @@ import sys
 from xmodal_dist import runtime
 from xmodal_dist.score.job import score
 from xmodal_dist.score.settings import ScoreSettings
-settings = ScoreSettings(unit_rows=30, batch_rows=8, max_bad_fraction=0.1)
+settings = ScoreSettings(unit_rows=30, batch_rows=8, max_bad_fraction=0.1, placement=sys.argv[4])
 with runtime.connect(num_cpus=1):
     score(sys.argv[1], [sys.argv[2]], sys.argv[3], settings, num_workers=1)
 """
 
 
 @pytest.mark.slow
-def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
-    tiny_dataset: str, tmp_path: Path
+@pytest.mark.parametrize("placement", ["local", "ray"])
+def test_a_record_that_kills_its_process_is_found_and_the_rest_is_scored(
+    placement: str, tiny_dataset: str, tmp_path: Path
 ) -> None:
     save_tiny_bundle(tiny_dataset, tmp_path / "bundle")
     records = train_records(tiny_dataset).slice(0, ROWS)
@@ -80,8 +82,9 @@ def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
         "PYTHONPATH": path
     }
     output = str(tmp_path / "out")
+    bundle, source = str(tmp_path / "bundle"), str(tmp_path / "in.parquet")
     subprocess.run(
-        [sys.executable, "-c", COMMAND, str(tmp_path / "bundle"), str(tmp_path / "in.parquet"), output],
+        [sys.executable, "-c", COMMAND, bundle, source, output, placement],
         env=environment,
         check=True,
         timeout=300,
@@ -95,6 +98,11 @@ def test_a_record_that_kills_its_worker_is_found_and_the_rest_is_scored(
     assert (rejected["id"], rejected["row"]) == ("poison", POISON)
     assert ledger.read_predictions(output).column("id").to_pylist() == [i for i in ids if i != "poison"]
     assert verify_scoring(output) == (0, 0, [])
+    (log,) = Path(output, "_events").iterdir()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    (safe,) = (e for e in events if e["event"] == "safe_mode")
+    # Where tasks decode, the worker lives on, and no attempt at the unit dies.
+    assert (safe["unit"], safe["attempts"] > 0) == (1, placement == "local")
 
 
 def test_a_bundle_replaced_meanwhile_is_no_fault_of_the_records(tiny_dataset: str, tmp_path: Path) -> None:

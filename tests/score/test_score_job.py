@@ -25,11 +25,12 @@ from xmodal_dist.errors import BudgetExceededError, CheckpointError, DataError, 
 from xmodal_dist.score import ledger
 from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.score.job import prepare, score
+from xmodal_dist.score.pool import Pool
 from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import ScoreWorker, receipt_of, score_unit
+from xmodal_dist.score.worker import ScoreWorker, UnitScorer, receipt_of
 
 CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
@@ -52,8 +53,9 @@ def _score_here(bundle: str, inputs: list[str], output: Path, **settings: Any) -
     ledger.open_run(str(output), run.identity, run.plan)
     tally = Tally(run.plan, run.identity.digest)
     predictor = Predictor(run.model, CPU, chosen)
+    scorer = UnitScorer(run.job, predictor)
     for unit in run.plan:
-        tally.add(score_unit(run.job, predictor, unit).part)
+        tally.add(scorer.score(unit).part)
     manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
     assert verify_scoring(str(output)) == (0, 0, [])
     return manifest
@@ -220,7 +222,7 @@ def test_a_bundle_replaced_during_the_run_scores_nothing(
     bundle: str, tiny_dataset: str, tmp_path: Path
 ) -> None:
     run = prepare(bundle, [tiny_dataset], str(tmp_path / "out"), ScoreSettings())
-    worker = ScoreWorker(dataclasses.replace(run.job, fingerprint="that of another"))
+    worker = ScoreWorker(dataclasses.replace(run.job, fingerprint="that of another"), Pool(workers=1))
     units = pa.Table.from_pylist([unit._asdict() for unit in run.plan])
     for receipt in [row for table in [*worker(units), *worker(units)] for row in table.to_pylist()]:
         with pytest.raises(CheckpointError, match="was replaced while the run was going on"):

@@ -24,7 +24,7 @@ from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import score_unit
+from xmodal_dist.score.worker import UnitScorer
 
 CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
@@ -47,8 +47,9 @@ def _run(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:
     run = prepare(bundle, [dataset], str(output), ScoreSettings.model_validate(settings))
     ledger.open_run(str(output), run.identity, run.plan)
     tally, predictor = Tally(run.plan, run.identity.digest), Predictor(run.model, CPU, run.job.settings)
+    scorer = UnitScorer(run.job, predictor)
     for unit in run.plan:
-        tally.add(score_unit(run.job, predictor, unit).part)
+        tally.add(scorer.score(unit).part)
     manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
     assert verify_scoring(str(output)) == (0, 0, [])
     assert sum(manifest.label_counts.values()) == manifest.rows_ok

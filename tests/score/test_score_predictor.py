@@ -20,10 +20,11 @@ from xmodal_dist.batch import Batch, Tensors
 from xmodal_dist.bundle import Bundle, save_bundle
 from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.score.commit import part_path
+from xmodal_dist.score.decoder import records_of
 from xmodal_dist.score.job import prepare
-from xmodal_dist.score.predictor import BatchSize, Predicted, Predictor, records_of
+from xmodal_dist.score.predictor import BatchSize, Predicted, Predictor
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.worker import score_unit
+from xmodal_dist.score.worker import UnitScorer
 
 CPU = torch.device("cpu")
 
@@ -161,7 +162,8 @@ def test_a_record_that_fits_in_no_memory_is_rejected_alone(
     white = min((1 - m) / s for m, s in zip(fitted["mean"], fitted["std"], strict=True))
     tight = _tighten(run.model, _Tight, 10**6, MemoryError(), white - 1e-3)
     predictor = Predictor(run.model, CPU, run.job.settings)
-    parts = [score_unit(run.job, predictor, unit).part for unit in run.plan]
+    scorer = UnitScorer(run.job, predictor)
+    parts = [scorer.score(unit).part for unit in run.plan]
     assert [part.footer.reasons for part in parts] == [{"model_error": 2}]
     rejected = pq.read_table(next((tmp_path / "out" / "quarantine").glob("*.parquet"))).to_pylist()
     assert [(r["row"], r["id"]) for r in rejected] == [

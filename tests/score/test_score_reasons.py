@@ -26,7 +26,7 @@ from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import score_unit
+from xmodal_dist.score.worker import UnitScorer
 
 ROWS = 400
 KINDS = {"picture": "image", "photo": "image", "sound": "audio", "words": "text", "size": "tabular"}
@@ -128,8 +128,9 @@ def test_every_bad_record_has_its_code_and_every_good_one_is_scored(bundle: str,
         Tally(run.plan, run.identity.digest),
         Predictor(run.model, torch.device("cpu"), settings),
     )
+    scorer = UnitScorer(run.job, predictor)
     for unit in run.plan:
-        tally.add(score_unit(run.job, predictor, unit).part)
+        tally.add(scorer.score(unit).part)
     manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
     assert set(expected.values()) == set(BROKEN)
     quarantined = [

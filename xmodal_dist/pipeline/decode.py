@@ -17,7 +17,10 @@ from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.modalities.randomness import field_salt
 from xmodal_dist.pipeline.rows import one_chunk
 
-__all__ = ["DecodedTable", "RowError", "decode_table", "unpack_table"]
+__all__ = ["DecodedTable", "RowError", "decode_table", "decoded_row_bytes", "unpack_table"]
+
+_OVERHEAD_BYTES = 64
+"""Of a record besides its values: label, key, place."""
 
 
 class RowError(NamedTuple):
@@ -67,6 +70,14 @@ def decode_table(
         errors.extend(RowError(row, spec.name, error) for row, error in sorted(decoded.errors.items()))
         fallbacks.update(decoded.fallbacks)
     return DecodedTable(fields, present, errors, fallbacks)
+
+
+def decoded_row_bytes(specs: Sequence[FieldSpec]) -> int:
+    """Bytes of one decoded record."""
+    nothing = pa.table({name: pa.nulls(1) for spec in specs for name in spec.columns})
+    decoded = decode_table(nothing, specs, None)
+    arrays = [a for arrays in decoded.fields.values() for a in arrays.values()]
+    return sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in arrays) + _OVERHEAD_BYTES
 
 
 def unpack_table(table: pa.Table, specs: Sequence[FieldSpec]) -> pa.Table:

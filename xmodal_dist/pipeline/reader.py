@@ -28,7 +28,7 @@ from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.modalities.randomness import derive_keys
 from xmodal_dist.pipeline.cache import UnitCache
 from xmodal_dist.pipeline.chunks import Chunk, Schedule
-from xmodal_dist.pipeline.decode import decode_table, unpack_table
+from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes, unpack_table
 from xmodal_dist.pipeline.gather import GatheredRows
 from xmodal_dist.pipeline.rows import read_row_groups, read_rows
 
@@ -102,9 +102,7 @@ class ChunkReader:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one decoded record."""
-        nothing = decode_table(self._empty_table, self.specs, None)
-        arrays = [a for arrays in nothing.fields.values() for a in arrays.values()]
-        return sum(a.dtype.itemsize * int(np.prod(a.shape[1:])) for a in arrays) + 64
+        return decoded_row_bytes(self.specs)
 
     def read(self, chunk: Chunk) -> Piece:
         """Fetch and decode a whole chunk in this thread."""

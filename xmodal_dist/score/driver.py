@@ -18,12 +18,13 @@ from xmodal_dist.errors import BudgetExceededError
 from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.score import ledger
 from xmodal_dist.score.commit import QUARANTINE
+from xmodal_dist.score.context import Job
 from xmodal_dist.score.events import EventLog
-from xmodal_dist.score.feed import pool_size, score_units
+from xmodal_dist.score.feed import score_units
 from xmodal_dist.score.formats import Part, Receipt
 from xmodal_dist.score.goodput import scoring_goodput
 from xmodal_dist.score.plan import Plan
-from xmodal_dist.score.scorer import Job
+from xmodal_dist.score.pool import Pool, find_pool
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.telemetry import driver_telemetry
@@ -55,7 +56,7 @@ class Driver:
         self._seconds: Counter[str] = Counter()
         self._cpu_s = 0.0
         self.rows = 0
-        self.num_workers = 0
+        self._pool = Pool(workers=0)
 
     def run(self, num_workers: int | None, *, from_start: bool) -> None:
         """Until every unit has its part, by whomever; ``rows`` are those that this driver's workers scored.
@@ -65,7 +66,8 @@ class Driver:
         waiting = self._take_up()
         if not from_start:
             waiting = np.roll(waiting, uuid.uuid4().int % max(1, len(waiting)))
-        self.num_workers = pool_size(num_workers, len(waiting)) if len(waiting) else 0
+        if len(waiting):
+            self._pool = find_pool(self._job.settings, self._job.output, num_workers, len(waiting))
         with EventLog(self._job.output, self._name, self._job.spec) as log:
             self._log_start(log, from_start)
             try:
@@ -98,7 +100,8 @@ class Driver:
         connected = runtime.is_connected()
         cores = runtime.cluster_resource("CPU", 1.0) if connected else float(runtime.usable_cores())
         wall_s = time.monotonic() - self._began_s
-        return scoring_goodput(self._seconds, wall_s, self.rows, self._cpu_s, cores, self.num_workers)
+        pool = self._pool
+        return scoring_goodput(self._seconds, wall_s, self.rows, self._cpu_s, cores, pool.workers, pool.lanes)
 
     def _take_up(self) -> NDArray[np.int64]:
         """Account for what drivers before have written down; the units that are not committed."""
@@ -119,23 +122,23 @@ class Driver:
             for receipt in self._scored(waiting):
                 if receipt is not None:
                     self._take(receipt, log)
-                progress(self._tally.rows_in, self._tally.rows_bad, total, workers=self.num_workers)
+                progress(self._tally.rows_in, self._tally.rows_bad, total, workers=self._pool.workers)
                 if time.monotonic() - shown_s >= _TICK_S:
                     shown_s = time.monotonic()
                     left = len(self._tally.missing())
                     if telemetry is not None:
                         telemetry.show(
-                            workers=self.num_workers, units_left=left, rows_per_s=progress.rows_per_s
+                            workers=self._pool.workers, units_left=left, rows_per_s=progress.rows_per_s
                         )
                     log.emit(
                         "progress", rows_done=self._tally.rows_in, rows=total, rows_bad=self._tally.rows_bad,
                         units_done=len(self._plan) - left, units=len(self._plan),
-                        rows_per_s=progress.rows_per_s, left_s=progress.left_s, workers=self.num_workers,
+                        rows_per_s=progress.rows_per_s, left_s=progress.left_s, workers=self._pool.workers,
                     )  # fmt: skip
 
     def _scored(self, waiting: NDArray[np.int64]) -> Iterator[Receipt | None]:
         """Receipts until all units are committed, None as time passes; ends early if others committed the last ones."""
-        for receipt in score_units(self._job, self._plan, waiting.tolist(), self.num_workers, _TICK_S):
+        for receipt in score_units(self._job, self._plan, waiting.tolist(), self._pool, _TICK_S):
             yield receipt
             if receipt is None and len(self._others()) == len(self._tally.missing()):
                 return
@@ -156,12 +159,12 @@ class Driver:
     def _log_start(self, log: EventLog, from_start: bool) -> None:
         units, rows = len(self._plan), int(self._tally.expected.sum())
         if from_start:
-            log.emit("run_started", units=units, rows=rows, workers=self.num_workers)
+            log.emit("run_started", units=units, rows=rows, workers=self._pool.workers)
         else:
             done = units - len(self._tally.missing())
             log.emit(
                 "resumed", units=units, rows=rows, units_done=done, rows_done=self._tally.rows_in,
-                workers=self.num_workers,
+                workers=self._pool.workers,
             )  # fmt: skip
 
     def _others(self) -> NDArray[np.int64]:

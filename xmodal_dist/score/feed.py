@@ -14,42 +14,36 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from xmodal_dist import runtime
 from xmodal_dist.errors import RunAgainError, XmodalError
+from xmodal_dist.score.context import Job
 from xmodal_dist.score.formats import Receipt
 from xmodal_dist.score.plan import Plan, Unit
-from xmodal_dist.score.scorer import Job
+from xmodal_dist.score.pool import Pool
 from xmodal_dist.score.worker import ScoreWorker, receipt_of
 
-__all__ = ["group_sizes", "pool_size", "score_units"]
+__all__ = ["group_sizes", "score_units"]
 
 _MAX_GROUP_UNITS = 64
 _ROUNDS = 4
 _RECEIPT_BYTES = 1024
 
 
-def group_sizes(num_units: int, num_workers: int) -> list[int]:
+def group_sizes(num_units: int, num_lanes: int) -> list[int]:
     """Sizes of the groups in which units are handed out, in order: large at first, single ones at the end.
 
-    Guided self-scheduling (Polychronopoulos and Kuck 1987): each group is a share of what is left, so that workers
-    finish together though units differ.
+    Guided self-scheduling (Polychronopoulos and Kuck 1987): each group is a share of what is left, so that the lanes
+    of all workers finish together though units differ.
     """
     sizes = []
     while num_units:
-        size = min(_MAX_GROUP_UNITS, math.ceil(num_units / (_ROUNDS * num_workers)))
+        size = min(_MAX_GROUP_UNITS, math.ceil(num_units / (_ROUNDS * num_lanes)))
         sizes.append(size)
         num_units -= size
     return sizes
 
 
-def pool_size(num_workers: int | None, num_units: int) -> int:
-    """Actors for some units: what was asked for, else one per GPU, else one per CPU; no more than units."""
-    gpus, cpus = int(runtime.cluster_resource("GPU")), int(runtime.cluster_resource("CPU"))
-    return min(num_workers or gpus or max(1, cpus), num_units)
-
-
 def score_units(
-    job: Job, plan: Plan, numbers: Sequence[int], num_workers: int, tick_s: float
+    job: Job, plan: Plan, numbers: Sequence[int], pool: Pool, tick_s: float
 ) -> Iterator[Receipt | None]:
     """Receipts as units are committed, in any order; None after every ``tick_s`` seconds without one.
 
@@ -61,7 +55,7 @@ def score_units(
 
     def run() -> None:
         try:
-            for receipt in _receipts(job, plan, numbers, num_workers):
+            for receipt in _receipts(job, plan, numbers, pool):
                 received.put(receipt)
             received.put(None)
         except Exception as error:
@@ -82,7 +76,7 @@ def score_units(
         yield found
 
 
-def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) -> Iterator[Receipt]:
+def _receipts(job: Job, plan: Plan, numbers: Sequence[int], pool: Pool) -> Iterator[Receipt]:
     """Through one Ray Data execution."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -93,15 +87,18 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) ->
         _RECEIPT_BYTES  # receipts travel when they are there, not when there are many
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpus, cpus = int(runtime.cluster_resource("GPU")), runtime.cluster_resource("CPU", 1.0)
-    receipts = ray.data.from_arrow(_groups(plan, numbers, num_workers)).map_batches(
+    receipts = ray.data.from_arrow(_groups(plan, numbers, pool.workers * pool.lanes)).map_batches(
         ScoreWorker,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, pool),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=runtime.plan_placement(cpus, num_workers).worker_cpus,
-        num_gpus=min(1.0, math.floor(gpus / num_workers * 1e4) / 1e4) if gpus else None,
-        compute=ActorPoolStrategy(size=num_workers),
+        num_cpus=pool.worker_cpus,
+        num_gpus=pool.worker_gpus or None,
+        compute=ActorPoolStrategy(
+            size=pool.workers,
+            max_concurrent_calls_per_actor=pool.lanes,
+            enable_true_multi_threading=pool.lanes > 1,
+        ),
     )
     try:
         for table in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -116,9 +113,9 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], num_workers: int) ->
         raise RunAgainError(f"workers were lost: {error}\nThe same command goes on from here") from error
 
 
-def _groups(plan: Plan, numbers: Sequence[int], num_workers: int) -> list[pa.Table]:
+def _groups(plan: Plan, numbers: Sequence[int], num_lanes: int) -> list[pa.Table]:
     groups, start = [], 0
-    for size in group_sizes(len(numbers), num_workers):
+    for size in group_sizes(len(numbers), num_lanes):
         units = [plan.unit(number) for number in numbers[start : start + size]]
         columns = zip(*units, strict=True)
         groups.append(pa.table(dict(zip(Unit._fields, map(list, columns), strict=True))))

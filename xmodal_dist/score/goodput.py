@@ -33,6 +33,7 @@ def scoring_goodput(
     cpu_s: float,
     cores: float,
     num_workers: int | None = None,
+    lanes: int = 1,
 ) -> dict[str, Any]:
     """Figures of a run, JSON-able; the names are those of a training run's goodput.json.
 
@@ -44,6 +45,7 @@ def scoring_goodput(
         cpu_s: their CPU-seconds.
         cores: CPU cores that they may use together.
         num_workers: how many they were; None counts what their loops did not do as no time at all.
+        lanes: loops of a worker.
 
     Returns:
         ``stages_s`` of the loops, with ``other``, so that they add up to the workers' time; ``threads_s`` of their
@@ -53,7 +55,7 @@ def scoring_goodput(
     threads = {name: round(stages[name], 3) for name in _THREADS if name in stages}
     loop = {name: round(stages[name], 3) for name in sorted(stages.keys() - threads.keys(), key=_place)}
     loop_s = sum(loop.values())
-    loop["other"] = round(max(0.0, wall_s * (num_workers or 0) - loop_s), 3)
+    loop["other"] = round(max(0.0, wall_s * (num_workers or 0) * lanes - loop_s), 3)
     busy = min(1.0, cpu_s / (wall_s * cores)) if wall_s > 0 and cores > 0 else None
     return {
         "wall_s": round(wall_s, 3),

@@ -17,9 +17,11 @@ import pyarrow as pa
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.profile import ProfileCounts
+from xmodal_dist.score.context import Job
+from xmodal_dist.score.decoder import Decoder, RowBatch
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predictor
-from xmodal_dist.score.scorer import Job, ScoredBatch, Scorer, ids_of
+from xmodal_dist.score.scorer import ScoredBatch, Scorer, ids_of
 
 __all__ = ["IsolatedScorer"]
 
@@ -52,7 +54,7 @@ class IsolatedScorer:
             fault = DecodeError("decoder_timeout", f"scoring this record took over {_TIMEOUT_S:g} s")
         self._stop()
         if rows.num_rows == 1:
-            ids = ids_of(self._job, self._unit, rows, first_row)
+            ids = ids_of(self._job, self._unit, rows, 1, first_row)
             rejected = Rejected.of(fault, self._unit.path, first_row, ids[0], "")
             return [ScoredBatch(self._job.schema.empty_table(), [rejected], ids, {}, ProfileCounts())]
         half = rows.num_rows // 2
@@ -79,14 +81,15 @@ class _Child:
 
     def __init__(self, job: Job, unit: Unit) -> None:
         self._job, self._unit = job, unit
-        self._loaded: Scorer | None = None
+        self._loaded: tuple[Decoder, Scorer] | None = None
 
     def score(self, rows: pa.Table, first_row: int) -> ScoredBatch:
         if self._loaded is None:
             job = self._job
             predictor = Predictor.load(job.bundle, job.fingerprint, job.settings)
-            self._loaded = Scorer(job, predictor, self._unit)
-        return self._loaded.predict(self._loaded.decode((rows, first_row)))
+            self._loaded = Decoder.of(job, predictor.bundle), Scorer(job, predictor)
+        decoder, scorer = self._loaded
+        return scorer.score(self._unit, decoder.decode(self._unit, RowBatch(rows, first_row, 0.0)))
 
 
 _CHILD: list[_Child] = []

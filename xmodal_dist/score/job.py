@@ -21,11 +21,11 @@ from xmodal_dist.dataset.schema import ID, LABEL
 from xmodal_dist.errors import CheckpointError, UsageError
 from xmodal_dist.profile import ProfileCounts, drift
 from xmodal_dist.score import ledger
+from xmodal_dist.score.context import Job
 from xmodal_dist.score.driver import Driver
 from xmodal_dist.score.formats import Identity, ScoreManifest
 from xmodal_dist.score.outputs import output_schema
 from xmodal_dist.score.plan import Plan
-from xmodal_dist.score.scorer import Job
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.source import Need, input_schema, is_of_same_files, make_plan, needs_of
 from xmodal_dist.score.tally import Tally

@@ -7,6 +7,7 @@ a batch that does not fit is cut in two and tried again.
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,14 +21,17 @@ from numpy.typing import NDArray
 from xmodal_dist.batch import Batch, Records
 from xmodal_dist.bundle import Bundle, load_bundle, subsets
 from xmodal_dist.errors import CheckpointError
-from xmodal_dist.pipeline.decode import decode_table
+from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes
+from xmodal_dist.score.decoder import records_of
 from xmodal_dist.score.outputs import EMBEDDING, FEATURES, LOGITS, PROBABILITIES, SUBSET_PREFIX
 from xmodal_dist.score.settings import ScoreSettings
 
-__all__ = ["BatchSize", "Predicted", "Predictor", "records_of"]
+__all__ = ["BatchSize", "Predicted", "Predictor"]
 
 _READ_ROWS = 64
 """Fewest records to read and decode at once; the model may take fewer."""
+_READ_BYTES = 32 << 20
+"""Most bytes of decoded records at once: several such batches wait in memory."""
 _FIRST_ROWS, _MOST_CPU_ROWS, _MOST_GPU_ROWS = 16, 256, 4096
 _MEASURED = 5
 _MIN_GAIN = 1.1
@@ -91,7 +95,7 @@ class BatchSize:
 
 
 class Predictor:
-    """Predicts with one bundle on one device; :meth:`stage` is thread-safe, the rest is for one thread.
+    """Predicts with one bundle on one device, for any number of threads, a batch at a time.
 
     Args:
         bundle: the model, already on the device; its weights' memory is laid out anew.
@@ -102,6 +106,8 @@ class Predictor:
     def __init__(self, bundle: Bundle, device: torch.device, settings: ScoreSettings) -> None:
         self.bundle, self.device = bundle, device
         self._settings = settings
+        self._most_read_rows = max(1, _READ_BYTES // decoded_row_bytes(bundle.specs))
+        self._lock = threading.Lock()
         self._masks = subsets(bundle.specs) if settings.evaluation else {}
         self._is_gpu = device.type == "cuda"
         self._size = BatchSize(settings.batch_rows, _MOST_GPU_ROWS if self._is_gpu else _MOST_CPU_ROWS)
@@ -112,12 +118,12 @@ class Predictor:
 
     @staticmethod
     def load(path: str, fingerprint: str, settings: ScoreSettings) -> Predictor:
-        """A bundle on this process's accelerator, or its CPU with ``settings.threads`` threads.
+        """A bundle on this process's accelerator, or its CPU with ``settings.threads`` threads, by default one.
 
         Raises:
             CheckpointError: not a bundle, or not the one with this fingerprint.
         """
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.threads or 1)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         bundle = load_bundle(path, device)
         if bundle.fingerprint != fingerprint:
@@ -127,7 +133,7 @@ class Predictor:
     @property
     def read_rows(self) -> int:
         """How many records to read and decode at once; may grow while the batch size is being found."""
-        return self._settings.batch_rows or max(_READ_ROWS, self._size.rows)
+        return self._settings.batch_rows or min(max(_READ_ROWS, self._size.rows), self._most_read_rows)
 
     def warm_up(self) -> None:
         """Predict records of which everything is missing, so that no libraries are set up while data waits."""
@@ -142,21 +148,22 @@ class Predictor:
 
         Where the device has no memory left they stay here, and :meth:`predict` moves them in parts.
         """
-        batch = records.to_batch()
         if self._copies is None:
-            return batch.to(self.device)
-        pinned = {f: {n: t.pin_memory() for n, t in tensors.items()} for f, tensors in batch.inputs.items()}
+            return records.to_batch().to(self.device)
         try:
             with torch.cuda.stream(self._copies):
-                staged = batch.with_inputs(pinned).to(self.device)
+                staged = records.to_batch(_pinned).to(self.device)
             self._copies.synchronize()
         except torch.OutOfMemoryError:
-            return batch
+            return records.to_batch()
         return staged
 
-    @torch.inference_mode()
     def predict(self, batch: Batch) -> Predicted:
         """Predictions of a batch of at least one record, in parts that the model can take."""
+        with self._lock, torch.inference_mode():
+            return self._predict(batch)
+
+    def _predict(self, batch: Batch) -> Predicted:
         if not self._probed:
             self._probe(batch.slice(0, self._size.rows))
         pieces: list[_Piece] = []
@@ -229,7 +236,6 @@ class Predictor:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    @torch.inference_mode()
     def _probe(self, batch: Batch) -> None:
         """Choose precision, then compilation: what is faster on these records and says the same of them."""
         self._probed = True
@@ -265,17 +271,12 @@ class Predictor:
         return min(seconds), probabilities
 
 
-def records_of(fields: dict[str, dict[str, NDArray[np.generic]]], present: NDArray[np.bool_]) -> Records:
-    """Decoded values as records without labels; ``present`` is [n, M]."""
-    rows = len(present)
-    return Records(
-        fields=fields,
-        present=present,
-        labels=np.full(rows, -1, dtype=np.int64),
-        weights=np.ones(rows, dtype=np.float32),
-        keys=np.zeros(rows, dtype=np.uint64),
-        ids=np.arange(rows, dtype=np.int64),
-    )
+def _pinned(array: NDArray[np.generic]) -> torch.Tensor:
+    """A copy in memory that a GPU reads by itself."""
+    kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    copied = torch.empty(array.shape, dtype=kind, pin_memory=True)
+    copied.numpy()[...] = array
+    return copied
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -35,7 +35,10 @@ class ScoreSettings(Settings):
         unit_bytes: bytes of a unit; whichever is reached first.
         batch_rows: records that the model is given at once; None finds the number by measuring. Either is halved where
             memory does not suffice.
-        threads: decoders at work in one worker.
+        placement: ``local`` decodes in threads of the worker; ``ray`` in Ray tasks anywhere in the cluster; ``auto`` is
+            ``ray`` where workers have GPUs and there are nodes without.
+        threads: decoders at work for one worker; None takes one where it computes on a CPU, and its share of the
+            cluster's CPUs where it has a GPU or tasks decode.
         max_bad_fraction: share of the input's records that may be rejected.
         max_bad_fraction_per_file: share of one input file's records that may be.
         partition_by: column of the output whose values become folders (``label=cat/``), as Hive, Spark and DuckDB read.
@@ -61,7 +64,8 @@ class ScoreSettings(Settings):
     unit_rows: int = Field(16_384, ge=1)
     unit_bytes: int = Field(64 << 20, ge=1)
     batch_rows: int | None = Field(None, ge=1)
-    threads: int = Field(1, ge=1)
+    placement: Literal["auto", "local", "ray"] = "auto"
+    threads: int | None = Field(None, ge=1)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     max_bad_fraction_per_file: float = Field(1.0, ge=0, le=1)
     partition_by: str | None = None
@@ -70,6 +74,7 @@ class ScoreSettings(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that change the output: a resumed run must have the same."""
         same = {
-            "batch_rows", "compile", "threads", "max_bad_fraction", "max_bad_fraction_per_file", "max_attempts",
+            "batch_rows", "compile", "placement", "threads",
+            "max_bad_fraction", "max_bad_fraction_per_file", "max_attempts",
         }  # fmt: skip
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in same}
