@@ -18,7 +18,6 @@ __all__ = [
     "cluster_resource",
     "connect",
     "cores_of",
-    "cpu_nodes",
     "is_connected",
     "nodes_alive",
     "plan_placement",
@@ -137,14 +136,6 @@ def cores_of(machines: Mapping[str, int], remote_cpus: float | None) -> float:
     if remote_cpus is None:
         return own
     return min(own, remote_cpus) if nodes_alive() <= len(machines) else remote_cpus
-
-
-def cpu_nodes() -> int:
-    """Nodes of the cluster that this process is connected to which have CPUs and no GPU."""
-    import ray
-
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return sum(bool(resources.get("CPU")) and not resources.get("GPU") for resources in alive)
 
 
 def nodes_alive() -> int:

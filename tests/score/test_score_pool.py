@@ -22,9 +22,7 @@ from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.score.worker import UnitScorer
 
-clusters = st.builds(
-    Cluster, cpus=st.integers(1, 512).map(float), gpus=st.integers(0, 64), cpu_nodes=st.integers(0, 8)
-)
+clusters = st.builds(Cluster, cpus=st.integers(1, 512).map(float), gpus=st.integers(0, 64))
 all_settings = st.builds(
     ScoreSettings,
     placement=st.sampled_from(["auto", "local", "ray"]),
@@ -54,10 +52,10 @@ def test_a_pool_fits_its_cluster(
 @pytest.mark.parametrize(
     ("cluster", "is_remote", "expected"),
     [
-        (Cluster(2, 0, 1), False, (2, 1, "local", 1)),  # a laptop: a core a worker, one unit at a time
-        (Cluster(2, 0, 1), True, (2, 2, "local", 1)),  # the next unit while the store answers
-        (Cluster(16, 1, 0), False, (1, 3, "local", 15)),  # a GPU box
-        (Cluster(144, 2, 4), False, (2, 73, "ray", 71)),  # its CPUs beside nodes of CPUs alone
+        (Cluster(2, 0), False, (2, 1, "local", 1)),  # a laptop: a core a worker, one unit at a time
+        (Cluster(2, 0), True, (2, 2, "local", 1)),  # the next unit while the store answers
+        (Cluster(16, 1), False, (1, 17, "ray", 15)),  # a GPU box
+        (Cluster(144, 2), False, (2, 73, "ray", 71)),  # or one beside nodes that have CPUs alone
     ],
 )
 def test_the_usual_clusters(cluster: Cluster, is_remote: bool, expected: tuple[int, int, str, int]) -> None:

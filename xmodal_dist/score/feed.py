@@ -90,7 +90,7 @@ def _receipts(job: Job, plan: Plan, numbers: Sequence[int], pool: Pool) -> Itera
     receipts = ray.data.from_arrow(_groups(plan, numbers, pool.workers * pool.lanes)).map_batches(
         ScoreWorker,
         fn_constructor_args=(job, pool),
-        batch_size=None,
+        batch_size=1,  # with GPUs Ray wants a number; more than one would join groups
         batch_format="pyarrow",
         num_cpus=pool.worker_cpus,
         num_gpus=pool.worker_gpus or None,

@@ -20,11 +20,10 @@ _MIN_DECODER_CPUS = 0.01
 
 
 class Cluster(NamedTuple):
-    """What there is to score with: logical CPUs, GPUs, and how many nodes have CPUs alone."""
+    """What there is to score with: logical CPUs and GPUs of all nodes."""
 
     cpus: float
     gpus: int
-    cpu_nodes: int
 
 
 class Pool(NamedTuple):
@@ -51,9 +50,7 @@ class Pool(NamedTuple):
 
 def find_pool(settings: ScoreSettings, output: str, num_workers: int | None, num_units: int) -> Pool:
     """The pool for some units on the cluster that this process is connected to; see :func:`plan_pool`."""
-    cluster = Cluster(
-        runtime.cluster_resource("CPU", 1.0), int(runtime.cluster_resource("GPU")), runtime.cpu_nodes()
-    )
+    cluster = Cluster(runtime.cluster_resource("CPU", 1.0), int(runtime.cluster_resource("GPU")))
     return plan_pool(settings, cluster, num_workers, num_units, is_remote=not storage.is_local(output))
 
 
@@ -73,7 +70,7 @@ def plan_pool(
     worker_cpus, left = runtime.plan_placement(cluster.cpus, workers)
     placement = settings.placement
     if placement == "auto":
-        placement = "ray" if cluster.gpus and cluster.cpu_nodes else "local"
+        placement = "ray" if cluster.gpus else "local"
     decoders = settings.threads or (max(1, int(left)) if cluster.gpus or placement == "ray" else 1)
     decoded_apart = decoders if placement == "ray" else 1
     lanes = decoded_apart + (_MORE_LANES if cluster.gpus or placement == "ray" else int(is_remote))

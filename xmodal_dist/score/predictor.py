@@ -33,6 +33,8 @@ _READ_ROWS = 64
 _READ_BYTES = 32 << 20
 """Most bytes of decoded records at once: several such batches wait in memory."""
 _FIRST_ROWS, _MOST_CPU_ROWS, _MOST_GPU_ROWS = 16, 256, 4096
+_COMPILING_PAYS_S = 60.0
+"""Seconds in the model before compiling it is tried, which may take as long: so it at most doubles a run's time."""
 _MEASURED = 5
 _MIN_GAIN = 1.1
 _TOLERANCE = 0.01
@@ -112,7 +114,9 @@ class Predictor:
         self._is_gpu = device.type == "cuda"
         self._size = BatchSize(settings.batch_rows, _MOST_GPU_ROWS if self._is_gpu else _MOST_CPU_ROWS)
         self._half = settings.precision == "bfloat16"
-        self._probed = not self._is_gpu
+        self._precision_is_chosen = not self._is_gpu
+        self._compiling_is_chosen = not self._is_gpu or settings.compile == "never"
+        self._predicting_s = 0.0
         self._copies = torch.cuda.Stream(device) if self._is_gpu else None  # type: ignore[no-untyped-call]
         bundle.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -164,8 +168,11 @@ class Predictor:
             return self._predict(batch)
 
     def _predict(self, batch: Batch) -> Predicted:
-        if not self._probed:
-            self._probe(batch.slice(0, self._size.rows))
+        began_s = time.perf_counter()
+        if not self._precision_is_chosen:
+            self._probe_precision(batch.slice(0, self._size.rows))
+        if not self._compiling_is_chosen and self._predicting_s > _COMPILING_PAYS_S:
+            self._probe_compiling(batch.slice(0, self._size.rows))
         pieces: list[_Piece] = []
         too_large: list[int] = []
         start = 0
@@ -184,7 +191,9 @@ class Predictor:
             start = stop
         failed = np.array(too_large, dtype=np.int64)
         rows = np.setdiff1d(np.arange(len(batch), dtype=np.int64), failed)
-        return Predicted(rows, self._to_host(pieces), failed)
+        values = self._to_host(pieces)
+        self._predicting_s += time.perf_counter() - began_s
+        return Predicted(rows, values, failed)
 
     def _try(self, batch: Batch) -> _Piece | None:
         """The predictions; None where memory does not suffice."""
@@ -236,24 +245,25 @@ class Predictor:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _probe(self, batch: Batch) -> None:
-        """Choose precision, then compilation: what is faster on these records and says the same of them."""
-        self._probed = True
-        reference = self._measure(batch)
-        if reference is None:
+    def _probe_precision(self, batch: Batch) -> None:
+        """Choose the precision: what is faster on these records and says the same of them."""
+        self._precision_is_chosen = True
+        if self._settings.precision != "auto":
             return
-        if self._settings.precision == "auto":
-            self._half = True
-            found = self._measure(batch)
-            self._half = _is_better(found, reference)
-            reference = found if found is not None and self._half else reference
-        if self._settings.compile == "auto":
-            plain = self.bundle
-            compiled = copy.deepcopy(plain.model)
-            compiled.compile_encoders()
-            self.bundle = replace(plain, model=compiled)
-            if not _is_better(self._measure(batch), reference):
-                self.bundle = plain
+        reference = self._measure(batch)
+        self._half = True
+        self._half = reference is not None and _is_better(self._measure(batch), reference)
+
+    def _probe_compiling(self, batch: Batch) -> None:
+        """Compile the encoders, if that is faster on these records and says the same of them."""
+        self._compiling_is_chosen = True
+        reference = self._measure(batch)
+        plain = self.bundle
+        compiled = copy.deepcopy(plain.model)
+        compiled.compile_encoders()
+        self.bundle = replace(plain, model=compiled)
+        if reference is None or not _is_better(self._measure(batch), reference):
+            self.bundle = plain
 
     def _measure(self, batch: Batch) -> tuple[float, torch.Tensor] | None:
         """Seconds of a warm pass and its probabilities; None where it cannot be done, as without a compiler."""

@@ -28,7 +28,8 @@ class ScoreSettings(Settings):
         abstain_below: where the best class is less probable than this, give no label; None always gives one.
         precision: of the model's arithmetic. ``auto`` is float32 on CPUs; on a GPU bfloat16 where it is faster and
             moves no probability of the first batch by more than 0.01.
-        compile: ``auto`` compiles the encoders on a GPU, under the same conditions; CPUs never do.
+        compile: ``auto`` compiles the encoders on a GPU, under the same conditions, once a worker's model has been at
+            work for a minute; CPUs never do.
         passthrough: input columns copied to the output.
         evaluation: add the true class and the probabilities of every subset of the fields.
         unit_rows: rows of a unit, the piece that is read, committed and resumed as one.
@@ -36,7 +37,7 @@ class ScoreSettings(Settings):
         batch_rows: records that the model is given at once; None finds the number by measuring. Either is halved where
             memory does not suffice.
         placement: ``local`` decodes in threads of the worker; ``ray`` in Ray tasks anywhere in the cluster; ``auto`` is
-            ``ray`` where workers have GPUs and there are nodes without.
+            ``ray`` where workers have GPUs: threads of one process decode little more than half as much there.
         threads: decoders at work for one worker; None takes one where it computes on a CPU, and its share of the
             cluster's CPUs where it has a GPU or tasks decode.
         max_bad_fraction: share of the input's records that may be rejected.
