@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +142,7 @@ def test_a_full_gpu_loses_no_row(tiny_dataset: str) -> None:
 def test_what_probing_chooses_says_the_same(
     settings: dict[str, str], tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xmodal_dist.score.predictor._COMPILING_PAYS_S", 0.0)
+    monkeypatch.setattr(sys.modules[Predictor.__module__], "_COMPILING_PAYS_S", 0.0)
     plain = _predictor(tiny_dataset, precision="float32", compile="never")
     records = _records(tiny_dataset, plain)
     expected = _predict(plain, records)
