@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from xmodal_dist.modalities import Decoded, Fitted
 from xmodal_dist.modalities.audio import MODALITY, AudioSettings, mel_filters
-from xmodal_dist.modalities.randomness import derive_keys
+from xmodal_dist.randomness import derive_keys
 
 FITTED = Fitted({"sample_rate_hz": 8000, "num_samples": 4000})
 STILL = {"gain_db": 0, "time_shift": 0, "mask_time": 0, "mask_mels": 0}

@@ -16,7 +16,7 @@ from xmodal_dist.batch import Tensors
 from xmodal_dist.dataset.quarantine import REASON_CODES
 from xmodal_dist.errors import DecodeError, UsageError
 from xmodal_dist.modalities import Decoded, FieldSettings, Fitted, Modality, available, load
-from xmodal_dist.modalities.randomness import derive_keys
+from xmodal_dist.randomness import derive_keys
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import Fitted
 from xmodal_dist.modalities import pixels as px
 from xmodal_dist.modalities.image import MODALITY, ImageSettings
-from xmodal_dist.modalities.randomness import derive_keys
+from xmodal_dist.randomness import derive_keys
 
 STILL = {"rotation_deg": 0, "scale": 0, "shift": 0, "colour_jitter": 0}
 

@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from xmodal_dist.encoders.tokens import TextEncoder, TextEncoderKind, bucket_length
 from xmodal_dist.modalities import Fitted
-from xmodal_dist.modalities.layers import TextEncoder, TextEncoderKind, bucket_length
 from xmodal_dist.modalities.text import MODALITY, TextSettings
 
 TITLES = ["grinning face", "crying face", "red heart", "flag: Norway", "flag: Peru", "dog face"] * 4

@@ -17,6 +17,8 @@ from pydantic import Field
 from torch import nn
 
 from xmodal_dist.batch import Arrays, Tensors
+from xmodal_dist.encoders import EncoderSettings, build
+from xmodal_dist.encoders.pixels import SPECTROGRAM_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import (
     Decoded,
@@ -27,8 +29,6 @@ from xmodal_dist.modalities.base import (
     media_share,
     replace_each,
 )
-from xmodal_dist.modalities.layers import ConvEncoder
-from xmodal_dist.modalities.randomness import uniform, uniform_like
 from xmodal_dist.modalities.samples import (
     FULL_SCALE,
     MIN_RATE_HZ,
@@ -42,6 +42,7 @@ from xmodal_dist.modalities.samples import (
     to_int16,
     to_raw,
 )
+from xmodal_dist.randomness import uniform, uniform_like
 
 __all__ = ["MODALITY", "AudioModality", "AudioSettings", "mel_filters"]
 
@@ -57,10 +58,13 @@ _MEASURED_SAMPLES = 256
 _SILENCE_DB = -100.0
 
 
-class AudioSettings(FieldSettings):
+class AudioSettings(EncoderSettings, FieldSettings):
     """Settings of an audio field."""
 
+    architectures = SPECTROGRAM_ENCODERS
+
     kind: Literal["audio"] = "audio"
+    encoder: str = "cnn"
     sample_rate_hz: int | None = Field(None, ge=MIN_RATE_HZ, le=48_000)
     """Rate everything is resampled to; null takes the sample's median rate, at most 16,000."""
     max_seconds: float = Field(10.0, gt=0, le=60)
@@ -207,8 +211,8 @@ class AudioModality(Modality[AudioSettings]):
         return {"spectrogram": mel.unsqueeze(1)}
 
     def encoder(self, settings: AudioSettings, fitted: Fitted, width: int) -> nn.Module:
-        """A small residual CNN on the spectrogram."""
-        return _Encoder(width)
+        """As the settings name it; by default a small residual CNN on the spectrogram."""
+        return build(settings, fitted.values, fitted.files, width)
 
     def render(self, values: Sequence[Any]) -> str:
         """An ``<audio>`` player of the first 10 seconds."""
@@ -231,16 +235,6 @@ class AudioModality(Modality[AudioSettings]):
                 return payload
             mono = recording.mono(0, recording.num_frames)
         return encode(mono, recording.rate_hz, sample_rate_hz)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = ConvEncoder(1, width)
-
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        features: torch.Tensor = self.net(tensors["spectrogram"])
-        return features
 
 
 def _limits(settings: AudioSettings) -> Limits:

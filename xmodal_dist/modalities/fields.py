@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from xmodal_dist.batch import Batch
 from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities import FieldSettings, Fitted, Modality, load
-from xmodal_dist.modalities.randomness import field_salt
+from xmodal_dist.randomness import field_salt
 
 __all__ = ["FieldSpec", "field_settings", "transform"]
 

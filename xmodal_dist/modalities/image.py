@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xmodal_dist.batch import Arrays, Tensors
+from xmodal_dist.encoders import EncoderSettings, build
+from xmodal_dist.encoders.pixels import IMAGE_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import pixels as px
 from xmodal_dist.modalities.base import (
@@ -35,8 +37,7 @@ from xmodal_dist.modalities.base import (
     media_share,
     replace_each,
 )
-from xmodal_dist.modalities.layers import ConvEncoder
-from xmodal_dist.modalities.randomness import uniform, uniform_like
+from xmodal_dist.randomness import uniform, uniform_like
 
 __all__ = ["MODALITY", "ImageModality", "ImageSettings"]
 
@@ -55,10 +56,13 @@ _LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 _MAX_RAW_RATIO = 8
 
 
-class ImageSettings(FieldSettings):
+class ImageSettings(EncoderSettings, FieldSettings):
     """Settings of an image field."""
 
+    architectures = IMAGE_ENCODERS
+
     kind: Literal["image"] = "image"
+    encoder: str = "cnn"
     size_px: int | None = Field(None, ge=8, le=1024)
     """Height and width the model sees; null takes the sample's median short side, within 28 to 224."""
     decode: Literal["exact", "fast"] = "exact"
@@ -192,8 +196,8 @@ class ImageModality(Modality[ImageSettings]):
         return {"pixels": x.contiguous(memory_format=torch.channels_last)}
 
     def encoder(self, settings: ImageSettings, fitted: Fitted, width: int) -> nn.Module:
-        """A small residual CNN."""
-        return _Encoder(width)
+        """As the settings name it; by default a small residual CNN."""
+        return build(settings, fitted.values, fitted.files, width)
 
     def render(self, values: Sequence[Any]) -> str:
         """An ``<img>`` of at most 160 px."""
@@ -221,16 +225,6 @@ class ImageModality(Modality[ImageSettings]):
         name = px.sniff(payload)
         family = name if name in ("JPEG", "WEBP") else "PNG"
         return _encode(image.resize(size, Image.Resampling.LANCZOS), family)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = ConvEncoder(3, width)
-
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        features: torch.Tensor = self.net(tensors["pixels"])
-        return features
 
 
 def _limits(settings: ImageSettings) -> px.Limits:

@@ -11,18 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from xmodal_dist.batch import Arrays, Tensors
+from xmodal_dist.encoders import EncoderSettings, build
+from xmodal_dist.encoders.columns import TABLE_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
-from xmodal_dist.modalities.layers import TableEncoder
-from xmodal_dist.modalities.randomness import uniform_like
+from xmodal_dist.randomness import uniform_like
 
 __all__ = ["MODALITY", "TabularModality", "TabularSettings"]
 
 _STREAM_DROPOUT = 401
-_MISSING_ID, _UNKNOWN_ID, _FIRST_ID = 0, 1, 2
+_MISSING_ID, _UNKNOWN_ID = 0, 1
 _BLANK_PLACE, _NOWHERE = 1, -1
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _MAX_DEVIATIONS = 10.0
@@ -32,10 +33,13 @@ _NOT_A_NUMBER = r"(?i)^[+-]?(nan|inf|infinity)$"
 _MICROSECONDS_PER_DAY = 86_400_000_000
 
 
-class TabularSettings(FieldSettings):
+class TabularSettings(EncoderSettings, FieldSettings):
     """Settings of a tabular field."""
 
+    architectures = TABLE_ENCODERS
+
     kind: Literal["tabular"] = "tabular"
+    encoder: str = "mlp"
     max_categories: int = Field(1000, ge=1, le=1_000_000)
     """The most frequent values of a categorical column that get an id of their own."""
     min_count: int = Field(2, ge=1)
@@ -162,24 +166,12 @@ class TabularModality(Modality[TabularSettings]):
         return {"numeric": numeric, "missing": missing, "categorical": ids}
 
     def encoder(self, settings: TabularSettings, fitted: Fitted, width: int) -> nn.Module:
-        """A two-layer perceptron on numbers, missing flags and embeddings."""
-        columns = fitted.values["columns"]
-        sizes = tuple(_FIRST_ID + len(spec["categories"]) for spec in columns if "categories" in spec)
-        return _Encoder(TableEncoder(len(columns) - len(sizes), sizes, width))
+        """As the settings name it; by default a two-layer perceptron on numbers, missing flags and embeddings."""
+        return build(settings, fitted.values, fitted.files, width)
 
     def render(self, values: Sequence[Any]) -> str:
         """The values in column order, escaped; a dash where one is missing."""
         return " · ".join("–" if value is None else html.escape(str(value)) for value in values)
-
-
-class _Encoder(nn.Module):
-    def __init__(self, net: TableEncoder) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, tensors: Tensors) -> Tensor:
-        features: Tensor = self.net(tensors["numeric"], tensors["missing"], tensors["categorical"])
-        return features
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import nn
 
 from xmodal_dist.batch import Arrays, Tensors
+from xmodal_dist.encoders import EncoderSettings, build
+from xmodal_dist.encoders.tokens import TEXT_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
-from xmodal_dist.modalities.layers import RecordDropout, TextEncoder, TextEncoderKind
-from xmodal_dist.modalities.randomness import uniform_like
+from xmodal_dist.randomness import uniform_like
 
 __all__ = ["MODALITY", "TextModality", "TextSettings"]
 
@@ -34,7 +35,6 @@ __all__ = ["MODALITY", "TextModality", "TextSettings"]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _STREAM_DROPOUT = 301
-_STREAM_FEATURES = 302
 _PAD, _SEPARATOR = "[PAD]", "[SEP]"
 _TOKENIZER_FILE = "tokenizer.json"
 _MAX_TOKEN_CHARS = 32
@@ -44,25 +44,21 @@ _FIRST_BYTE_ID, _FIRST_MERGED_ID = 2, 258
 _RENDER_MAX_CHARS = 500
 
 
-class TextSettings(FieldSettings):
+class TextSettings(EncoderSettings, FieldSettings):
     """Settings of a text field."""
 
+    architectures = TEXT_ENCODERS
+
     kind: Literal["text"] = "text"
+    encoder: str = "bag"
     vocab_size: int = Field(8000, ge=300, le=200_000)
     """Most tokens of the vocabulary; 258 of them stand for bytes, padding and the border of two columns."""
     min_frequency: int = Field(1, ge=1)
     """A pair of tokens is merged only if it occurs this often in the sample."""
     max_tokens: int = Field(128, ge=1, le=4096)
     """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
-    encoder: TextEncoderKind = "bag"
-    """What runs beside the bag of tokens; ``bag`` is nothing, and best on a few thousand short texts."""
-    max_batch_tokens: int = Field(65_536, ge=4096)
-    """Most tokens, padding included, whose activations the transformer or GRU holds at once (about 8 KiB each in
-    training at width 128); a larger batch runs in parts, which training computes twice."""
     token_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of the tokens that training leaves out, at random."""
-    feature_dropout: float = Field(0.4, ge=0, lt=1)
-    """Share of the encoder's features that training leaves out; few texts are soon learned by heart."""
 
 
 class TextModality(Modality[TextSettings]):
@@ -150,17 +146,8 @@ class TextModality(Modality[TextSettings]):
         return {"ids": ids * kept, "keys": keys}
 
     def encoder(self, settings: TextSettings, fitted: Fitted, width: int) -> nn.Module:
-        """A bag of tokens beside a small sequence encoder."""
-        values = fitted.values
-        encoder = TextEncoder(
-            values["vocab_size"],
-            values["num_tokens"],
-            width,
-            settings.encoder,
-            values["token_rows"],
-            settings.max_batch_tokens,
-        )
-        return _Encoder(encoder, settings.feature_dropout)
+        """As the settings name it; by default a bag of tokens."""
+        return build(settings, fitted.values, fitted.files, width)
 
     def render(self, values: Sequence[Any]) -> str:
         """Escaped text, at most 500 characters a column."""
@@ -169,17 +156,6 @@ class TextModality(Modality[TextSettings]):
         ]
         cut = [p if len(p) <= _RENDER_MAX_CHARS else p[:_RENDER_MAX_CHARS] + "…" for p in parts]
         return "<br>".join(html.escape(p) for p in cut) if cut else "<em>missing</em>"
-
-
-class _Encoder(nn.Module):
-    def __init__(self, net: TextEncoder, dropout: float) -> None:
-        super().__init__()
-        self.net = net
-        self.dropout = RecordDropout(dropout, _STREAM_FEATURES)
-
-    def forward(self, tensors: Tensors) -> Tensor:
-        features: Tensor = self.dropout(self.net(tensors["ids"]), tensors.get("keys"))
-        return features
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from xmodal_dist.batch import Tensors
-from xmodal_dist.modalities.layers import RecordDropout
-from xmodal_dist.modalities.randomness import uniform_like
+from xmodal_dist.encoders.dropout import RecordDropout
 from xmodal_dist.model.fusion import FUSIONS, FusionKind
+from xmodal_dist.randomness import uniform_like
 from xmodal_dist.settings import Settings
 
 __all__ = ["CrossModalClassifier", "ModelSettings", "Output"]

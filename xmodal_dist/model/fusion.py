@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from xmodal_dist.modalities.layers import RecordDropout
+from xmodal_dist.encoders.dropout import RecordDropout
 
 __all__ = ["FUSIONS", "ConcatFusion", "FusionKind", "GatedFusion", "LateFusion"]
 

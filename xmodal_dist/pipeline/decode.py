@@ -14,8 +14,8 @@ from xmodal_dist.batch import Arrays
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import Decoded
 from xmodal_dist.modalities.fields import FieldSpec
-from xmodal_dist.modalities.randomness import field_salt
 from xmodal_dist.pipeline.rows import one_chunk
+from xmodal_dist.randomness import field_salt
 
 __all__ = ["DecodedTable", "RowError", "decode_table", "decoded_row_bytes", "unpack_table"]
 

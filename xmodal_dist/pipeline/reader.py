@@ -25,12 +25,12 @@ from xmodal_dist.batch import Records
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT
 from xmodal_dist.modalities.fields import FieldSpec
-from xmodal_dist.modalities.randomness import derive_keys
 from xmodal_dist.pipeline.cache import UnitCache
 from xmodal_dist.pipeline.chunks import Chunk, Schedule
 from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes, unpack_table
 from xmodal_dist.pipeline.gather import GatheredRows
 from xmodal_dist.pipeline.rows import read_row_groups, read_rows
+from xmodal_dist.randomness import derive_keys
 
 __all__ = ["ChunkReader", "FetchedChunk", "Piece"]
 

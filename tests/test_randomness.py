@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_dist.modalities.randomness import derive_keys, uniform, uniform_like
+from xmodal_dist.randomness import derive_keys, uniform, uniform_like
 
 
 def _keys(

@@ -1,12 +1,6 @@
-"""Encoder building blocks shared by modalities: images and spectrograms, token sequences, table columns.
+"""Encoders of token sequences, [B, T] in ``ids``.
 
-They are built so that training on N workers equals training on one: a row's features depend on no other row and not on
-the amount of padding (GroupNorm and LayerNorm, masked pooling), nothing draws from a random generator in ``forward``,
-and no parameter has a gradient that is zero but for rounding (no bias before a norm, no attention key bias), which
-Adam would turn into steps of full size.
-
-Legend of tensor shapes: B rows, C channels, H W pixels (or mel bands and frames), T tokens, P tokens of several rows
-laid flat, D width.
+Legend of tensor shapes: B rows, T tokens, P tokens of several rows laid flat, D width.
 """
 
 from __future__ import annotations
@@ -17,98 +11,29 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from xmodal_dist.modalities.randomness import uniform_like
+from xmodal_dist.batch import Tensors
+from xmodal_dist.encoders.base import Architecture, Request
+from xmodal_dist.encoders.dropout import RecordDropout
+from xmodal_dist.settings import Settings
 
-__all__ = ["ConvEncoder", "RecordDropout", "TableEncoder", "TextEncoder", "TextEncoderKind", "bucket_length"]
+__all__ = [
+    "TEXT_ENCODERS",
+    "SequenceOptions",
+    "TextEncoder",
+    "TextEncoderKind",
+    "TextOptions",
+    "bucket_length",
+]
 
 TextEncoderKind = Literal["transformer", "gru", "bag"]
-_CHANNELS_PER_GROUP = 16
+_STREAM_FEATURES = 302
 _NUM_HEADS = 4
 _COMMON_ROWS = 20
-
-
-class RecordDropout(nn.Module):
-    """Dropout whose mask is a pure function of (record key, stream, position).
-
-    A record's mask is therefore the same on any worker and in any batch. Identity in eval mode and without keys.
-
-    Args:
-        probability: share of the values set to zero, in [0, 1).
-        stream: separates this mask from other uses of the same keys.
-    """
-
-    def __init__(self, probability: float, stream: int) -> None:
-        super().__init__()
-        self.probability = probability
-        self.stream = stream
-
-    def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """``x`` [B, ...] with values dropped and the rest scaled to keep the mean; ``keys`` [B] int64."""
-        if keys is None or not self.training or self.probability == 0.0:
-            return x
-        kept = uniform_like(keys, self.stream, x[0].numel()).view_as(x) >= self.probability
-        return x * kept.to(x.dtype) / (1.0 - self.probability)
-
-
-class _ConvBlock(nn.Module):
-    """3x3 convolution, GroupNorm, SiLU; residual where the shape stays."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.norm = nn.GroupNorm(max(1, out_channels // _CHANNELS_PER_GROUP), out_channels)
-        self.residual = stride == 1 and in_channels == out_channels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.silu(self.norm(self.conv(x)))
-        return x + y if self.residual else y
-
-
-class ConvEncoder(nn.Module):
-    """A small residual CNN for images (28 to 224 px) and log-mel spectrograms ([B, 1, mels, frames]).
-
-    Two coordinate channels (Liu et al. 2018, "CoordConv") let it tell places apart, as a spectrogram's frequency bands,
-    in spite of the global average and maximum pooling at its end.
-
-    Args:
-        in_channels: channels of the input.
-        width: features per row.
-        channels: output channels of each stage; every stage halves height and width.
-    """
-
-    def __init__(self, in_channels: int, width: int, channels: tuple[int, ...] = (32, 64, 128)) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = []
-        previous = in_channels + 2
-        for stage, count in enumerate(channels):
-            blocks.append(_ConvBlock(previous, count, stride=2))
-            if stage > 0:
-                blocks.append(_ConvBlock(count, count, stride=1))
-            previous = count
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(2 * previous)
-        self.project = nn.Linear(2 * previous, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features [B, width] of ``x`` [B, C, H, W], normalised to about mean 0 and deviation 1."""
-        maps = self.blocks(
-            torch.cat([x, _coordinates(x)], dim=1).contiguous(memory_format=torch.channels_last)
-        )
-        pooled = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
-        features: torch.Tensor = self.project(self.norm(pooled))
-        return features
-
-
-def _coordinates(x: torch.Tensor) -> torch.Tensor:
-    """Row and column position in [-1, 1] as two channels, [B, 2, H, W]."""
-    batch, _, height, width = x.shape
-    rows = torch.linspace(-1.0, 1.0, height, device=x.device, dtype=x.dtype).view(1, 1, height, 1)
-    columns = torch.linspace(-1.0, 1.0, width, device=x.device, dtype=x.dtype).view(1, 1, 1, width)
-    return torch.cat([rows.expand(batch, 1, height, width), columns.expand(batch, 1, height, width)], dim=1)
 
 
 class TextEncoder(nn.Module):
@@ -151,11 +76,8 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.01)
         rows = torch.full((vocab_size,), _COMMON_ROWS) if token_rows is None else torch.tensor(token_rows)
         self.register_buffer("scale", (rows / _COMMON_ROWS).clamp(max=1.0).sqrt(), persistent=False)
-        self.sequence: _Transformer | _GRU | None = None
-        if kind == "transformer":
-            self.sequence = _Transformer(width, max_tokens)
-        elif kind == "gru":
-            self.sequence = _GRU(width)
+        make = _SEQUENCES[kind]
+        self.sequence = None if make is None else make(width, max_tokens)
         if self.sequence is not None:
             self.norm = nn.LayerNorm(2 * width)
             self.project = nn.Linear(2 * width, width)
@@ -290,8 +212,9 @@ class _Transformer(nn.Module):
 class _GRU(nn.Module):
     """A bidirectional GRU that ends each row at its last token."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, max_tokens: int) -> None:
         super().__init__()
+        del max_tokens
         if width % 2:
             raise ValueError(f"a GRU text encoder needs an even width, not {width}")
         self.gru = nn.GRU(width, width // 2, bidirectional=True)
@@ -312,36 +235,61 @@ class _GRU(nn.Module):
         return unpacked
 
 
-class TableEncoder(nn.Module):
-    """Table columns to features: a two-layer perceptron on numbers, missing flags and category embeddings.
+_SEQUENCES: dict[TextEncoderKind, type[_Transformer] | type[_GRU] | None] = {
+    "bag": None,
+    "transformer": _Transformer,
+    "gru": _GRU,
+}
 
-    Args:
-        num_numeric: number of numeric columns, Cn; may be 0.
-        cardinalities: ids of each categorical column (Cc of them), with 0 = missing and 1 = unknown included.
-        width: features per row.
-    """
 
-    def __init__(self, num_numeric: int, cardinalities: tuple[int, ...], width: int) -> None:
+class TextOptions(Settings):
+    """Options of the text encoders that are trained from nothing."""
+
+    feature_dropout: float = Field(0.4, ge=0, lt=1)
+    """Share of the encoder's features that training leaves out; few texts are soon learned by heart."""
+
+
+class SequenceOptions(TextOptions):
+    """Options of those that see the order of tokens."""
+
+    max_batch_tokens: int = Field(65_536, ge=4096)
+    """Most tokens, padding included, whose activations are held at once (about 8 KiB each in training at width 128); a
+    larger batch runs in parts, which training computes twice."""
+
+
+class _Encoder(nn.Module):
+    def __init__(self, net: TextEncoder, dropout: float) -> None:
         super().__init__()
-        sizes = [min(32, 2 + cardinality // 2) for cardinality in cardinalities]
-        self.embeds = nn.ModuleList(
-            nn.Embedding(c, size) for c, size in zip(cardinalities, sizes, strict=True)
-        )
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * num_numeric + sum(sizes), 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
-        )
+        self.net = net
+        self.dropout = RecordDropout(dropout, _STREAM_FEATURES)
 
-    def forward(
-        self, numeric: torch.Tensor, missing: torch.Tensor, categorical: torch.Tensor
-    ) -> torch.Tensor:
-        """Features [B, width].
-
-        Args:
-            numeric: [B, Cn] float, standardised; what stands at missing values does not matter unless it is NaN.
-            missing: [B, Cn] bool.
-            categorical: [B, Cc] int64 ids.
-        """
-        parts = [numeric.masked_fill(missing, 0.0), missing.to(numeric.dtype)]
-        parts += [embed(ids) for embed, ids in zip(self.embeds, categorical.unbind(dim=1), strict=True)]
-        features: torch.Tensor = self.mlp(torch.cat(parts, dim=1))
+    def forward(self, tensors: Tensors) -> torch.Tensor:
+        features: torch.Tensor = self.dropout(self.net(tensors["ids"]), tensors.get("keys"))
         return features
+
+
+def _text(kind: TextEncoderKind, request: Request) -> nn.Module:
+    options, values = request.options, request.values
+    assert isinstance(options, TextOptions)
+    most = options.max_batch_tokens if isinstance(options, SequenceOptions) else None
+    net = TextEncoder(
+        values["vocab_size"], values["num_tokens"], request.width, kind, values["token_rows"], most
+    )
+    return _Encoder(net, options.feature_dropout)
+
+
+TEXT_ENCODERS = (
+    Architecture(
+        "bag",
+        "bag of token embeddings; best on a few thousand short texts",
+        TextOptions,
+        functools.partial(_text, "bag"),
+    ),
+    Architecture(
+        "transformer",
+        "the bag and one transformer layer",
+        SequenceOptions,
+        functools.partial(_text, "transformer"),
+    ),
+    Architecture("gru", "the bag and a bidirectional GRU", SequenceOptions, functools.partial(_text, "gru")),
+)

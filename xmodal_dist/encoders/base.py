@@ -1,0 +1,143 @@
+"""What an encoder is: a named architecture, what a field's settings say of it, and what training may ask of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from xmodal_dist.settings import Settings
+
+__all__ = ["Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an architecture is built from.
+
+    Attributes:
+        reference: what follows the colon of a name like ``timm:resnet18``; else "".
+        options: the architecture's own settings.
+        values: what the field was fitted to: sizes, vocabularies.
+        files: whole files that it was fitted with, by name.
+        width: features per row.
+    """
+
+    reference: str
+    options: Settings
+    values: Mapping[str, Any]
+    files: Mapping[str, str]
+    width: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a pretrained network asks of the data before it, found when the field is fitted and stored in the bundle.
+
+    Attributes:
+        values: replace fitted values of these names, for example ``mean``, ``std`` and ``size_px`` of images.
+        files: stored beside the field's own, for example the network's configuration, from which it is built again
+            where its weights cannot be fetched.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by name, or a family of them (``timm``) whose members are named after a colon (``timm:resnet18``).
+
+    Attributes:
+        name: as settings say it.
+        summary: one line for people who choose.
+        options: class of its settings.
+        build: makes the module, with fresh weights and without any network access; it is called with a field's
+            transformed tensors and returns [B, width].
+        prepare: for families with pretrained weights, by reference and whether to fetch weights; None for others.
+    """
+
+    name: str
+    summary: str
+    options: type[Settings]
+    build: Callable[[Request], nn.Module]
+    prepare: Callable[[str, bool], Prepared] | None = None
+
+    @property
+    def is_family(self) -> bool:
+        """Whether a reference follows the name."""
+        return self.prepare is not None
+
+
+class Pretrained(nn.Module, ABC):
+    """An encoder whose backbone has pretrained weights."""
+
+    @abstractmethod
+    def load_weights(self) -> None:
+        """Fetch the backbone's weights in place, once, before training; what is built on top stays fresh.
+
+        Raises:
+            UsageError: they are not there; says where they were looked for and what to set.
+        """
+
+    @abstractmethod
+    def layers(self) -> Sequence[nn.Module]:
+        """The backbone's parts from input to output, for rates that fall with depth; together all its parameters."""
+
+
+class EncoderSettings(Settings):
+    """What the settings of a field say of its encoder."""
+
+    architectures: ClassVar[tuple[Architecture, ...]] = ()
+
+    encoder: str
+    """Name of the network; ``xmodal config encoders`` lists them."""
+    encoder_options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of that network."""
+    pretrained: bool = True
+    """Whether a network of a family begins with its published weights."""
+    frozen_epochs: int | None = Field(default=0, ge=0)
+    """First epochs in which pretrained weights do not move; null never moves them."""
+    learning_rate_scale: float = Field(default=1.0, gt=0)
+    """This encoder's learning rate, as a multiple of the run's."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer of a pretrained network learns at this multiple of the rate of the one above it."""
+
+    @model_validator(mode="after")
+    def _check_encoder(self) -> EncoderSettings:
+        architecture, _ = self.chosen()
+        architecture.options.model_validate(self.encoder_options)
+        return self
+
+    def chosen(self) -> tuple[Architecture, str]:
+        """The architecture and the reference after its colon.
+
+        Raises:
+            ValueError: no such encoder; names those that there are.
+        """
+        name, _, reference = self.encoder.partition(":")
+        for architecture in self.architectures:
+            if architecture.name == name and architecture.is_family == bool(reference):
+                return architecture, reference
+        known = ", ".join(a.name + (":NAME" if a.is_family else "") for a in self.architectures)
+        raise ValueError(f"unknown encoder {self.encoder!r}; known: {known}")
+
+    def prepare(self) -> Prepared:
+        """What the chosen network asks of the data; nothing where it has no pretrained weights."""
+        architecture, reference = self.chosen()
+        return (
+            Prepared() if architecture.prepare is None else architecture.prepare(reference, self.pretrained)
+        )
+
+
+def build(
+    settings: EncoderSettings, values: Mapping[str, Any], files: Mapping[str, str], width: int
+) -> nn.Module:
+    """The encoder that a field's settings name, with fresh weights."""
+    architecture, reference = settings.chosen()
+    options = architecture.options.model_validate(settings.encoder_options)
+    return architecture.build(Request(reference, options, values, files, width))
