@@ -23,6 +23,7 @@ from xmodal_dist.ingest import pack as packing
 from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
+from xmodal_dist.report import runs as runs_page
 from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
@@ -34,9 +35,23 @@ from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
-__all__ = ["doctor", "evaluate", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
+__all__ = [
+    "doctor",
+    "evaluate",
+    "evaluation_path",
+    "gc",
+    "inspect",
+    "pack",
+    "report",
+    "retry",
+    "score",
+    "train",
+    "verify",
+]
 
 _NUM_WORST = 20
+_EVALUATIONS = "evaluation"
+"""Folder of a run that holds its evaluations, by split."""
 
 
 def pack(
@@ -133,18 +148,20 @@ def train(
 
 
 def evaluate(
-    bundle: str, data: str, output: str, *, split: str = "test", num_workers: int | None = None
+    bundle: str, data: str, output: str | None = None, *, split: str = "test", num_workers: int | None = None
 ) -> dict[str, Any]:
     """Evaluate a bundle on a split of a dataset and return the content of ``metrics.json``.
 
     Args:
         bundle: the trained model.
         data: the dataset.
-        output: directory to write: metrics.json, predictions.parquet, report.html.
+        output: directory to write: metrics.json, predictions.parquet, report.html. None takes the run's
+            ``evaluation/SPLIT``, where reports of runs look for it.
         split: which split.
         num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
     """
-    bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
+    bundle, data = storage.absolute(bundle), storage.absolute(data)
+    output = storage.absolute(output or evaluation_path(bundle, split))
     manifest = load_manifest(data)
     manifest.split_shards(split)
     model = load_bundle(bundle)
@@ -163,6 +180,11 @@ def evaluate(
     return outcome.metrics
 
 
+def evaluation_path(bundle: str, split: str) -> str:
+    """Where the evaluation of a bundle is written if nobody says: beside the bundle, in its run."""
+    return storage.join(bundle.rstrip("/").rpartition("/")[0] or ".", _EVALUATIONS, split)
+
+
 def _write_evaluation_page(
     output: str, bundle: str, data: str, split: str, manifest: Manifest, outcome: Evaluation
 ) -> None:
@@ -170,6 +192,49 @@ def _write_evaluation_page(
     header = {"bundle": bundle, "dataset": data, "split": split}
     page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def report(runs: Sequence[str], output: str) -> str:
+    """Write a page that compares training runs, and return its path.
+
+    Args:
+        runs: run directories.
+        output: the HTML file to write.
+
+    Raises:
+        UsageError: a directory holds no run.
+    """
+    paths = [storage.absolute(path) for path in runs]
+    page = runs_page.render([_run(path, name) for path, name in zip(paths, _names(paths), strict=True)])
+    output = storage.absolute(output)
+    storage.write_bytes(output, page.encode())
+    return output
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """As few last parts of the paths as tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    raise UsageError(f"the same run is named twice: {', '.join(paths)}")
+
+
+def _run(path: str, name: str) -> runs_page.Run:
+    identity = storage.join(path, "run.json")
+    if not storage.exists(identity):
+        raise UsageError(f"{path!r} is not a training run: it has no run.json")
+    goodput = storage.join(path, "goodput.json")
+    fs, inner = storage.filesystem(storage.join(path, _EVALUATIONS))
+    found = sorted(fs.glob(f"{inner}/*/metrics.json")) if fs.exists(inner) else []
+    return runs_page.Run(
+        name=name,
+        identity=json.loads(storage.read_text(identity)),
+        lines=read_metrics(path),
+        goodput=json.loads(storage.read_text(goodput)) if storage.exists(goodput) else {},
+        evaluations={str(file).split("/")[-2]: json.loads(fs.cat_file(file)) for file in found},
+    )
 
 
 def score(

@@ -165,7 +165,9 @@ def train(
 def evaluate(
     bundle: _BundlePath,
     data: _DataPath,
-    output: Annotated[str, typer.Option("--output", help="Directory to write.")],
+    output: Annotated[
+        str | None, typer.Option("--output", help="Directory to write; by default RUN/evaluation/SPLIT.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
     num_workers: _NumWorkers = None,
     as_json: _AsJson = False,
@@ -173,8 +175,20 @@ def evaluate(
     """Evaluate a model: exact metrics, also for every subset of its modalities."""
     from xmodal_dist import api
 
+    output = output or api.evaluation_path(bundle, split)
     metrics = api.evaluate(bundle, data, output, split=split, num_workers=num_workers)
     _result(metrics, as_json, lambda: _print(*_evaluation_tables(metrics), f"report: {output}/report.html"))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[str, typer.Option("--output", help="HTML file to write.")] = "runs.html",
+) -> None:
+    """Compare training runs on one page."""
+    from xmodal_dist import api
+
+    _say(f"report: {api.report(runs, output)}")
 
 
 @app.command()

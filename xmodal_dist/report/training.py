@@ -14,7 +14,7 @@ from xmodal_dist.report.evaluation import sections
 from xmodal_dist.report.page import Bar, Card, bars, flatten, number, percent, score, seconds
 from xmodal_dist.report.page import render as render_page
 
-__all__ = ["render"]
+__all__ = ["epochs_of", "points", "render", "steps_of"]
 
 _Line = Mapping[str, Any]
 
@@ -41,8 +41,7 @@ def render(
     Returns:
         One self-contained HTML page.
     """
-    steps = _last_of_each(metrics_lines, "step")
-    epochs = _last_of_each(metrics_lines, "epoch")
+    steps, epochs = steps_of(metrics_lines), epochs_of(metrics_lines)
     not_finite = sum(not _finite(line.get("loss")) for line in steps)
     return render_page(
         "training",
@@ -57,6 +56,16 @@ def render(
         settings=flatten(settings),
         evaluation=sections(evaluation) if evaluation else None,
     )
+
+
+def steps_of(lines: Sequence[_Line]) -> list[_Line]:
+    """The logged steps in order; of one that was repeated after a restart the last line."""
+    return _last_of_each(lines, "step")
+
+
+def epochs_of(lines: Sequence[_Line]) -> list[_Line]:
+    """The epochs in order; of one that was repeated after a restart the last line."""
+    return _last_of_each(lines, "epoch")
 
 
 def _last_of_each(lines: Sequence[_Line], event: str) -> list[_Line]:
@@ -127,19 +136,19 @@ def _speed_cards(goodput: Mapping[str, Any]) -> list[Card]:
 
 def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, Markup]]:
     """Title and figure of each chart that there is data for."""
-    step, loss = _points(steps, "step", "loss")
-    at, rate = _points(steps, "step", "records_per_s")
+    step, loss = points(steps, "step", "loss")
+    at, rate = points(steps, "step", "records_per_s")
     charts = {
         ("Loss", "step"): [
             plots.Series("each step", step, loss, faint=True),
             plots.Series("training, smoothed", step, plots.smoothed(loss)),
-            plots.Series("validation", *_points(epochs, "step", "val_loss"), plots.ORANGE, markers=True),
+            plots.Series("validation", *points(epochs, "step", "val_loss"), plots.ORANGE, markers=True),
         ],
         ("Validation", "epoch"): [
-            plots.Series("accuracy", *_points(epochs, "epoch", "val_accuracy"), markers=True),
-            plots.Series("macro F1", *_points(epochs, "epoch", "val_macro_f1"), plots.ORANGE, markers=True),
+            plots.Series("accuracy", *points(epochs, "epoch", "val_accuracy"), markers=True),
+            plots.Series("macro F1", *points(epochs, "epoch", "val_macro_f1"), plots.ORANGE, markers=True),
         ],
-        ("Learning rate", "step"): [plots.Series("rate", *_points(steps, "step", "learning_rate"))],
+        ("Learning rate", "step"): [plots.Series("rate", *points(steps, "step", "learning_rate"))],
         ("Throughput, records/s", "step"): [
             plots.Series("each step", at, rate, faint=True),
             plots.Series("smoothed", at, plots.smoothed(rate)),
@@ -152,8 +161,8 @@ def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, 
     ]
 
 
-def _points(lines: Sequence[_Line], x: str, y: str) -> tuple[list[float], list[float]]:
-    """The lines that have a finite ``y``."""
+def points(lines: Sequence[_Line], x: str, y: str) -> tuple[list[float], list[float]]:
+    """Both values of the lines that have a finite ``y``."""
     kept = [line for line in lines if _finite(line.get(y))]
     return [line[x] for line in kept], [line[y] for line in kept]
 
