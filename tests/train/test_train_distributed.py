@@ -8,6 +8,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from xmodal_dist.bundle import check_files, load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
@@ -32,7 +35,14 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 EPOCHS = 4
 
 
-def _train(dataset: str, run: Path, num_workers: int, resume: bool = False, **train: Any) -> TrainResult:
+def _train(
+    dataset: str,
+    run: Path,
+    num_workers: int,
+    resume: bool = False,
+    model: ModelSettings = ModelSettings(width=16),  # noqa: B008
+    **train: Any,
+) -> TrainResult:
     settings = {
         "epochs": EPOCHS,
         "batch_size": 12,
@@ -44,7 +54,7 @@ def _train(dataset: str, run: Path, num_workers: int, resume: bool = False, **tr
         dataset,
         str(run),
         fields={},
-        model=ModelSettings(width=16),
+        model=model,
         train=TrainSettings.model_validate({**settings, "num_workers": num_workers, **train}),
         pipeline=PipelineSettings(window_rows=8, placement="ray" if num_workers > 1 else "local"),
         resume=resume,
@@ -60,14 +70,20 @@ def alone(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainR
 def killed(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A run on two workers, one of which is killed in the middle of the second epoch."""
     run = tmp_path_factory.mktemp("killed") / "run"
-    stop = threading.Event()
-    assassin = threading.Thread(target=_kill_a_worker, args=(run, stop), daemon=True)
-    assassin.start()
-    try:
+    with _assassin(run):
         return _train(tiny_dataset, run, 2)
+
+
+@contextmanager
+def _assassin(run: Path) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=_kill_a_worker, args=(run, stop), daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
         stop.set()
-        assassin.join()
+        thread.join()
 
 
 def _kill_a_worker(run: Path, stop: threading.Event) -> None:
@@ -109,6 +125,24 @@ def test_two_workers_and_a_kill_end_with_the_weights_of_one_undisturbed_worker(
     one, two = _weights(alone), _weights(killed)
     assert one.keys() == two.keys()
     assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+
+
+@pytest.mark.slow
+def test_so_they_do_with_mixup_balancing_averaged_and_class_weights(
+    tiny_dataset: str, tmp_path: Path
+) -> None:
+    model = ModelSettings(width=16, fusion="attention", balance="ogm")
+    asked = {"loss": "focal", "class_weights": "balanced", "mixup_alpha": 0.4, "ema_decay": 0.9}
+    alone = _train(tiny_dataset, tmp_path / "alone", 1, model=model, **asked)
+    with _assassin(tmp_path / "killed"):
+        killed = _train(tiny_dataset, tmp_path / "killed", 2, model=model, **asked)
+    starts = [line for line in read_metrics(killed.run) if line["event"] == "start"]
+    assert len(starts) == 2 and starts[1]["step"] % starts[1]["steps_per_epoch"] != 0
+    one, two = _weights(alone), _weights(killed)
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+    root = Path(killed.run) / "checkpoints"
+    best = [load_file(p / "average.safetensors") for p in root.iterdir()]
+    assert any(all(torch.equal(t, one[name]) for name, t in average.items()) for average in best)
 
 
 def test_validation_is_the_same_on_one_and_two_workers(alone: TrainResult, killed: TrainResult) -> None:

@@ -138,6 +138,19 @@ def test_sizes_that_do_not_fit_name_the_setting_to_change() -> None:
         TrainSettings().check(9, 128)
 
 
+def test_mixup_needs_pairs_that_nothing_parts() -> None:
+    with pytest.raises(UsageError, match=r"gives a lane 5 in each step, which is odd; .* multiple of 16"):
+        TrainSettings(mixup_alpha=0.2, batch_size=40).check(2, 128)
+    with pytest.raises(UsageError, match=r"train\.micro_batch_rows=3"):
+        TrainSettings(mixup_alpha=0.2, micro_batch_rows=3).check(2, 128)
+    TrainSettings(batch_size=40, micro_batch_rows=3).check(2, 128)
+
+
+def test_classes_are_not_weighed_twice() -> None:
+    with pytest.raises(UsageError, match=r"train\.class_weights to none"):
+        TrainSettings(loss="class_balanced", class_weights="balanced").check(2, 128)
+
+
 def test_an_elastic_run_needs_a_most_and_a_least_that_fit() -> None:
     with pytest.raises(UsageError, match=r"min_workers=2 needs train\.num_workers"):
         TrainSettings(min_workers=2).check(4, 128)

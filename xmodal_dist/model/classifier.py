@@ -6,7 +6,7 @@ Legend of tensor shapes: B rows, M fields in field order, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -14,7 +14,8 @@ from torch import nn
 
 from xmodal_dist.batch import Tensors
 from xmodal_dist.encoders.dropout import RecordDropout
-from xmodal_dist.model.fusion import FUSIONS, FusionKind
+from xmodal_dist.model.fusion import FUSIONS, FusionKind, FusionSizes
+from xmodal_dist.model.mixup import Shares, mix_features
 from xmodal_dist.randomness import uniform_like
 from xmodal_dist.settings import Settings
 
@@ -28,7 +29,14 @@ class ModelSettings(Settings):
     """What sits above the encoders."""
 
     fusion: FusionKind = "late"
-    """How fields are joined: ``late`` averages logits, ``concat`` and ``gated`` join features."""
+    """How fields are joined: ``late`` averages logits; ``concat``, ``gated``, ``lowrank`` and ``attention`` join
+    features."""
+    fusion_rank: int = Field(default=4, ge=1)
+    """Rank of ``lowrank``: how many products of the fields' projections are averaged."""
+    bottleneck_tokens: int = Field(default=4, ge=1)
+    """Tokens of ``attention`` through which fields exchange what they know."""
+    fusion_layers: int = Field(default=2, ge=2)
+    """Layers of ``attention``: the bottleneck gathers in one and gives in the next."""
     width: int = Field(default=128, ge=8)
     """Features per field."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
@@ -37,6 +45,10 @@ class ModelSettings(Settings):
     """Chance of each present field to be hidden from the fusion in training; never all of a record's."""
     aux_weight: float = Field(default=0.5, ge=0.0)
     """Weight of each field's own classification loss beside the fused one."""
+    balance: Literal["none", "ogm"] = "none"
+    """``ogm`` slows the encoders of fields that are far ahead of the others, so that these are not drowned."""
+    balance_alpha: float = Field(default=1.0, gt=0)
+    """How strongly ``ogm`` slows them."""
 
 
 class Output(NamedTuple):
@@ -45,17 +57,19 @@ class Output(NamedTuple):
     Attributes:
         fused: [B, C] from all present fields.
         field_logits: [B, M, C] from each field alone; meaningless where the field is absent.
+        shares: whose labels the targets are; None where rows were not mixed.
     """
 
     fused: torch.Tensor
     field_logits: torch.Tensor
+    shares: Shares | None = None
 
 
 class CrossModalClassifier(nn.Module):
     """Encoders, one a field, under one fusion.
 
     Every parameter receives a gradient at every step whatever is missing from the batch, so DDP needs no search for
-    unused ones; and no row's output depends on another row.
+    unused ones; and no row's output depends on another row, but for its partner's where mixup is asked for.
 
     Args:
         encoders: field name -> module from the field's transformed tensors to [B, width]; their order is the order of
@@ -73,12 +87,18 @@ class CrossModalClassifier(nn.Module):
         self.stand_ins = nn.Parameter(torch.randn(len(self.fields), settings.width) * 0.1)
         self.dropout = RecordDropout(settings.dropout, _HEAD_DROPOUT_STREAM)
         self.heads = nn.ModuleList(nn.Linear(settings.width, num_classes) for _ in self.fields)
-        self.fusion = FUSIONS[settings.fusion](
-            len(self.fields), settings.width, num_classes, settings.dropout
-        )
+        sizes = FusionSizes(
+            len(self.fields), num_classes, settings.width, settings.dropout,
+            settings.fusion_rank, settings.bottleneck_tokens, settings.fusion_layers,
+        )  # fmt: skip
+        self.fusion = FUSIONS[settings.fusion](sizes)
 
     def forward(
-        self, inputs: Mapping[str, Tensors], present: torch.Tensor, keys: torch.Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensors],
+        present: torch.Tensor,
+        keys: torch.Tensor | None = None,
+        mixup_share: torch.Tensor | None = None,
     ) -> Output:
         """Logits of a batch; fields hidden by modality dropout still get their own logits.
 
@@ -86,11 +106,15 @@ class CrossModalClassifier(nn.Module):
             inputs: per field, its transformed tensors, rows of missing values included (finite, usually zeros).
             present: [B, M] bool.
             keys: [B] int64 record keys for dropout in training; None for none.
+            mixup_share: [B], how much each row keeps of its features when it is mixed with its partner
+                (:mod:`xmodal_dist.model.mixup`); None does not mix.
         """
-        features = self.encode(inputs, present)
-        field_logits = self.field_logits(features, keys)
+        features, shares = self.encode(inputs, present), None
         shown = self.drop_modalities(present, keys)
-        return Output(self.fuse(features, shown, keys, field_logits), field_logits)
+        if mixup_share is not None:
+            features, shares = mix_features(features, present, shown, mixup_share)
+        field_logits = self.field_logits(features, keys)
+        return Output(self.fuse(features, shown, keys, field_logits), field_logits, shares)
 
     def encode(self, inputs: Mapping[str, Tensors], present: torch.Tensor) -> torch.Tensor:
         """Features [B, M, D]; a missing value's are the field's learned stand-in."""
@@ -138,6 +162,13 @@ class CrossModalClassifier(nn.Module):
         """
         embedding: torch.Tensor = self.fusion.embed(self._fill(features, present), present, None)
         return embedding
+
+    def encoder_parameters(self) -> list[list[nn.Parameter]]:
+        """Of each field, the parameters that make its features from its inputs and are trained."""
+        return [
+            [p for module in (encoder, norm) for p in module.parameters() if p.requires_grad]
+            for encoder, norm in zip(self._encoders, self.norms, strict=True)
+        ]
 
     def compile_encoders(self) -> None:
         """Compile the encoders in place, for batches of any number of rows; each is compiled when it is next called."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-__all__ = ["LossSum", "classification_loss", "weighted_cross_entropy"]
+from xmodal_dist.model.mixup import Shares, partners
+
+__all__ = ["LossSum", "class_balanced_weights", "classification_loss", "weighted_cross_entropy"]
 
 
 class LossSum(NamedTuple):
@@ -15,7 +18,7 @@ class LossSum(NamedTuple):
 
     Attributes:
         total: scalar, sum over rows of weight x loss: what is minimised.
-        weight: scalar, sum of the weights; 0 if all rows are padding.
+        weight: scalar, sum of the rows' weights; 0 if all rows are padding.
         fused: the part of ``total`` that comes from the fused logits: what to show.
     """
 
@@ -24,26 +27,48 @@ class LossSum(NamedTuple):
     fused: torch.Tensor
 
 
+def class_balanced_weights(counts: Sequence[int], beta: float) -> list[float]:
+    """Weights of classes by their effective number of records (Cui et al. 2019, arXiv:1901.05555), of mean 1.
+
+    The effective number of n records is (1 - beta^n) / (1 - beta): with beta 0 all classes weigh alike, with beta
+    towards 1 by 1 / n.
+
+    Args:
+        counts: [C] records of each class, at least 1.
+        beta: in [0, 1).
+    """
+    weights = [(1 - beta) / (1 - beta**count) for count in counts]
+    return [weight * len(counts) / sum(weights) for weight in weights]
+
+
 def weighted_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor,
-    class_weights: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
 ) -> LossSum:
-    """Cross-entropy with label smoothing, summed over rows.
+    """Cross-entropy with label smoothing, or its focal form, summed over rows.
+
+    The focal loss (Lin et al. 2017, arXiv:1708.02002) multiplies the term of each class, -t log p, by (1 - p)^gamma;
+    with gamma 0 it is the cross-entropy.
 
     Args:
         logits: [B, C].
         labels: [B] int64; the value does not matter where the weight is 0 (padding has -1).
-        weights: [B], 0 = padding.
-        class_weights: [C]; a row's weight is multiplied by that of its class.
+        weights: [B], 0 = padding; those of classes are in it.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+        focal_gamma: at least 0.
     """
     classes = labels.clamp(min=0)
-    if class_weights is not None:
-        weights = weights * class_weights[classes]
-    losses = F.cross_entropy(logits.float(), classes, reduction="none", label_smoothing=label_smoothing)
+    if focal_gamma:
+        log_p = logits.float().log_softmax(dim=1)
+        # Away from 0, where the root of a small gamma has no gradient.
+        terms = -log_p * (-torch.expm1(log_p)).clamp(min=1e-6).pow(focal_gamma)
+        losses = (1 - label_smoothing) * terms.gather(1, classes[:, None])[:, 0]
+        losses = losses + label_smoothing * terms.mean(dim=1)
+    else:
+        losses = F.cross_entropy(logits.float(), classes, reduction="none", label_smoothing=label_smoothing)
     total = (losses * weights).sum()
     return LossSum(total, weights.sum(), total)
 
@@ -55,8 +80,9 @@ def classification_loss(
     labels: torch.Tensor,
     weights: torch.Tensor,
     *,
-    class_weights: torch.Tensor | None = None,
+    shares: Shares | None = None,
     label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
     aux_weight: float = 0.0,
 ) -> LossSum:
     """Loss of the fused logits plus ``aux_weight`` times the sum of the present fields' own losses.
@@ -66,21 +92,32 @@ def classification_loss(
         field_logits: [B, M, C].
         present: [B, M] bool.
         labels: [B] int64, -1 where the weight is 0.
-        weights: [B], 0 = padding.
-        class_weights: [C] or None.
+        weights: [B], 0 = padding; those of classes are in it.
+        shares: of rows that were mixed with their partners; the loss is then that of the own label times its share plus
+            that of the partner's label times the rest (Zhang et al. 2018), all with the row's own weight.
         label_smoothing: as in :func:`weighted_cross_entropy`.
+        focal_gamma: as in :func:`weighted_cross_entropy`.
         aux_weight: 0 still sends a (zero) gradient to every parameter, as DDP needs.
 
     Returns:
         The sum of both parts and the weight of the fused part.
     """
-    main = weighted_cross_entropy(fused, labels, weights, class_weights, label_smoothing)
     num_fields = present.shape[1]
-    aux = weighted_cross_entropy(
-        field_logits.flatten(0, 1),
-        labels.repeat_interleave(num_fields),
-        (weights[:, None] * present).flatten(),
-        class_weights,
-        label_smoothing,
-    )
-    return LossSum(main.total + aux_weight * aux.total, main.weight, main.total)
+
+    def loss(labels: torch.Tensor, of_fused: torch.Tensor, of_fields: torch.Tensor) -> LossSum:
+        main = weighted_cross_entropy(fused, labels, of_fused, label_smoothing, focal_gamma)
+        aux = weighted_cross_entropy(
+            field_logits.flatten(0, 1),
+            labels.repeat_interleave(num_fields),
+            of_fields.flatten(),
+            label_smoothing,
+            focal_gamma,
+        )
+        return LossSum(main.total + aux_weight * aux.total, main.weight, main.total)
+
+    field_weights = weights[:, None] * present
+    if shares is None:
+        return loss(labels, weights, field_weights)
+    own = loss(labels, weights * shares.fused, field_weights * shares.fields)
+    other = loss(partners(labels), weights * (1 - shares.fused), field_weights * (1 - shares.fields))
+    return LossSum(*(a + b for a, b in zip(own, other, strict=True)))

@@ -18,6 +18,7 @@ from torch import nn
 
 from xmodal_dist import storage
 from xmodal_dist.errors import CheckpointError
+from xmodal_dist.train.average import WeightAverage
 
 __all__ = [
     "Progress",
@@ -31,6 +32,7 @@ __all__ = [
 
 _VERSION = 1
 _LAST = "MANIFEST.json"
+_AVERAGE = "average.safetensors"
 
 
 @dataclass
@@ -67,7 +69,12 @@ class Progress:
 
 
 def save_checkpoint(
-    root: str, run_digest: str, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+    root: str,
+    run_digest: str,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
 ) -> str:
     """Write ``root/step-XXXXXXXX-eEEEE`` and return that name; an existing whole one of that name is kept."""
     name = checkpoint_name(progress)
@@ -79,6 +86,8 @@ def save_checkpoint(
         "optimizer.safetensors": save_tensors(_contiguous(tensors)),
         "state.json": json.dumps({"progress": asdict(progress), "optimizer": scalars}, indent=1).encode(),
     }
+    if average is not None:
+        files[_AVERAGE] = save_tensors(_contiguous(average.tensors))
     for file, payload in files.items():
         storage.write_bytes(storage.join(root, name, file), payload)
     manifest = {
@@ -119,19 +128,30 @@ def latest_checkpoint(root: str, run_digest: str) -> str | None:
 
 
 def load_checkpoint(
-    root: str, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    root: str,
+    name: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    average: WeightAverage | None = None,
 ) -> Progress:
-    """Restore weights and optimizer in place and return the progress."""
+    """Restore weights, their average and the optimizer in place and return the progress."""
     load_weights(root, name, model, device)
     state = json.loads(storage.read_text(storage.join(root, name, "state.json")))
     tensors = load_tensors(storage.read_bytes(storage.join(root, name, "optimizer.safetensors")))
     optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
+    if average is not None:
+        average.load(load_tensors(storage.read_bytes(storage.join(root, name, _AVERAGE))))
     return Progress(**state["progress"])
 
 
-def load_weights(root: str, name: str, model: nn.Module, device: torch.device) -> None:
-    """Restore weights in place."""
+def load_weights(
+    root: str, name: str, model: nn.Module, device: torch.device, averaged: bool = False
+) -> None:
+    """Restore weights in place; ``averaged`` takes the average for the parameters that it is of."""
     weights = load_tensors(storage.read_bytes(storage.join(root, name, "model.safetensors")))
+    if averaged:
+        weights |= load_tensors(storage.read_bytes(storage.join(root, name, _AVERAGE)))
     model.load_state_dict({key: tensor.to(device) for key, tensor in weights.items()})
 
 

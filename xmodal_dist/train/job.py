@@ -13,6 +13,7 @@ from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.dataset.order import OrderQuality
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.model.classifier import ModelSettings
+from xmodal_dist.model.losses import class_balanced_weights
 from xmodal_dist.pipeline.chunks import Schedule
 from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
@@ -82,6 +83,17 @@ class TrainJob:
         rows_per_lane = self.train.batch_size // self.train.lanes
         window_rows = max(1, self.pipeline.window_rows // rows_per_lane) * rows_per_lane
         return Schedule(self.manifest, self.train.seed, self.train.lanes, rows_per_lane, window_rows)
+
+    @cached_property
+    def class_weights(self) -> list[float] | None:
+        """[C] the weight of each class in the loss; None where all count alike."""
+        summary = self.manifest.splits["train"]
+        counts = [max(1, summary.classes.get(name, 0)) for name in self.manifest.classes]
+        if self.train.loss == "class_balanced":
+            return class_balanced_weights(counts, self.train.class_balanced_beta)
+        if self.train.class_weights == "balanced":
+            return [summary.rows / (len(counts) * count) for count in counts]
+        return None
 
     def reader(self) -> ChunkReader:
         """The reader of this run's chunks."""

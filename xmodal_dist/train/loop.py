@@ -7,6 +7,7 @@ on the world size. So a run can be killed at any step and go on with other worke
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -27,6 +28,7 @@ from xmodal_dist.errors import XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
 from xmodal_dist.train import validation
+from xmodal_dist.train.average import WeightAverage
 from xmodal_dist.train.checkpoint import (
     Progress,
     checkpoint_name,
@@ -69,6 +71,8 @@ class _Worker:
         torch.manual_seed(job.train.seed)
         self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
         self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
+        decay = job.train.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
         self.progress, again = self._restore()
         self.schedule = job.schedule
         self.steps = self.schedule.steps("train")
@@ -123,6 +127,8 @@ class _Worker:
             self.watch.step(int((batch.ids >= 0).sum()))
             progress.step += 1
             progress.global_step += 1
+            if self.average is not None:
+                self.average.update(progress.global_step)
             if progress.global_step % train.log_every_steps == 0:
                 self.log.step(progress, sums.mean_loss(), rate, self._records_per_s())
             every = train.checkpoint_every_steps
@@ -137,10 +143,11 @@ class _Worker:
         totals = validation.Totals(len(self.job.manifest.classes), self.device)
         self.ddp.eval()
         self.watch.begin("val")
-        for _ in range(self.schedule.steps("val")):
-            batch = self._next_batch()
-            with self.watch.stage("evaluation"):
-                totals.add(self.model, self.job.specs, batch)
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            for _ in range(self.schedule.steps("val")):
+                batch = self._next_batch()
+                with self.watch.stage("evaluation"):
+                    totals.add(self.model, self.job.specs, batch)
         rows = self.job.manifest.splits["val"].rows
         with self.watch.stage("synchronise"):
             return totals.reduce(self.num_workers, rows)
@@ -251,14 +258,16 @@ class _Worker:
         name, again = found
         if name is None:
             return Progress(), again
-        return load_checkpoint(job.checkpoints, name, self.model, self.optimizer, self.device), again
+        restored = (self.model, self.optimizer, self.device, self.average)
+        return load_checkpoint(job.checkpoints, name, *restored), again
 
     def _checkpoint(self) -> None:
         with self.watch.stage("checkpoint"):
             if self.rank != 0:
                 return
             root = self.job.checkpoints
-            save_checkpoint(root, self.job.digest, self.progress, self.model, self.optimizer)
+            saved = (self.model, self.optimizer, self.average)
+            save_checkpoint(root, self.job.digest, self.progress, *saved)
             prune_checkpoints(root, self.job.train.keep_checkpoints, self.progress.best_checkpoint)
 
     def _check_ranks_agree(self) -> None:
@@ -289,7 +298,8 @@ class _Worker:
     def _finish(self, cpu_s: float, ranks: list[RankTiming]) -> dict[str, Any]:
         """Turn the best epoch's weights into the bundle and write goodput.json."""
         job, progress = self.job, self.progress
-        load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device)
+        averaged = self.average is not None
+        load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device, averaged)
         metrics = {"val": progress.best_metrics, "epoch": progress.best_epoch, "epochs": progress.epoch}
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
         bundle = Bundle(

@@ -41,7 +41,15 @@ class TrainSettings(Settings):
         weight_decay: AdamW's, on matrices only.
         clip_norm: bound of the gradient's global norm; 0 turns clipping off.
         label_smoothing: share of the target spread over all classes.
+        loss: ``cross_entropy``; ``focal`` (Lin et al. 2017) gives less to records that are right already;
+            ``class_balanced`` (Cui et al. 2019) weighs classes by their effective number of records.
+        focal_gamma: how much less ``focal`` gives them; 0 is the cross-entropy.
+        class_balanced_beta: near 0 counts classes alike, near 1 by the inverse of their records.
         class_weights: ``balanced`` weighs classes by N / (C n_c).
+        mixup_alpha: mixes the features of neighbours in a lane, and their targets, in shares from Beta(alpha, alpha)
+            (Zhang et al. 2018); 0 turns it off.
+        ema_decay: validation and the bundle take an exponential moving average of the weights with this decay a step,
+            shorter in the first steps; 0 takes the weights themselves.
         monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early.
         patience_epochs: stop after this many epochs without a better one; 0 never stops early.
         precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
@@ -68,7 +76,12 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.05, ge=0)
     clip_norm: float = Field(default=1.0, ge=0)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    loss: Literal["cross_entropy", "focal", "class_balanced"] = "cross_entropy"
+    focal_gamma: float = Field(default=2.0, ge=0)
+    class_balanced_beta: float = Field(default=0.999, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
+    mixup_alpha: float = Field(default=0.0, ge=0, le=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     monitor: Literal["loss", "accuracy", "macro_f1"] = "accuracy"
     patience_epochs: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -100,8 +113,29 @@ class TrainSettings(Settings):
             raise UsageError(
                 f"train.min_workers={self.min_workers} is more than train.num_workers={num_workers}; change either"
             )
+        if self.loss == "class_balanced" and self.class_weights != "none":
+            raise UsageError(
+                "train.loss=class_balanced and train.class_weights=balanced would weigh classes twice; "
+                "set train.class_weights to none"
+            )
+        if self.mixup_alpha:
+            self._check_pairs()
         if window_rows < 1:
             raise UsageError(f"pipeline.window_rows={window_rows} must be at least 1")
+
+    def _check_pairs(self) -> None:
+        """Mixup mixes neighbours in a lane: no lane's part of a step, and no micro-batch, may part them."""
+        if self.batch_size // self.lanes % 2:
+            raise UsageError(
+                f"train.mixup_alpha mixes pairs of records of a lane, but train.batch_size={self.batch_size} over "
+                f"train.lanes={self.lanes} gives a lane {self.batch_size // self.lanes} in each step, which is odd; "
+                f"set train.batch_size to a multiple of {2 * self.lanes}"
+            )
+        if self.micro_batch_rows is not None and self.micro_batch_rows % 2:
+            raise UsageError(
+                f"train.mixup_alpha mixes pairs of records, which train.micro_batch_rows={self.micro_batch_rows} "
+                f"would part; set it to an even number"
+            )
 
     def adds_lane_by_lane(self, device_type: str) -> bool:
         """Whether gradients are added in a fixed order on a device of this type."""

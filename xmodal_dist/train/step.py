@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 from xmodal_dist.batch import Batch
 from xmodal_dist.modalities.fields import transform
+from xmodal_dist.model.classifier import Output
 from xmodal_dist.model.losses import LossSum, classification_loss
+from xmodal_dist.model.mixup import draw_shares
+from xmodal_dist.train.balance import Balance
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.stopwatch import Stopwatch
@@ -68,20 +72,23 @@ def optimizer_step(
     multiplies by the number of ranks because gradients are averaged. Micro-batches add up to the same gradient.
     """
     train, device = job.train, batch.labels.device
-    class_weights = _class_weights(job, device)
-    weight = (
-        batch.weights if class_weights is None else batch.weights * class_weights[batch.labels.clamp(min=0)]
-    )
-    global_weight = weight.sum().double()
+    batch = _weighted(batch, job)
+    # Exact in float64, so equal on any number of workers.
+    weight = batch.weights.double().sum()
+    global_weight = weight.clone()
     if num_workers > 1:
         with watch.stage("synchronise"):
             dist.all_reduce(global_weight)
     scale = num_workers / global_weight.clamp(min=1e-12).float()
     loss_sum = torch.zeros((), device=device)
+    balance = Balance(job.model, len(job.specs), device)
 
     def backward(rows: slice) -> None:
+        part = _rows(batch, rows)
         with watch.stage("forward"):
-            loss = _loss(model, _rows(batch, rows), job, class_weights)
+            output = _forward(model, part, job)
+            loss = _loss(output, part, job)
+            balance.add(output.field_logits, part)
         with watch.stage("backward"):
             (loss.total * scale).backward()  # type: ignore[no-untyped-call]
         loss_sum.add_(loss.fused.detach())
@@ -97,28 +104,36 @@ def optimizer_step(
             group["lr"] = learning_rate
         if train.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
-        optimizer.step()
+        with balance.slowed(model, num_workers):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     # Positions go to the device, not labels from it: that would wait for the whole step.
     real = (batch.ids >= 0).to(device, non_blocking=True)
     rejected = real & (batch.labels < 0)
-    return OneStep(loss_sum, weight.sum(), (real & ~rejected).sum(), rejected.sum())
+    return OneStep(loss_sum, weight, (real & ~rejected).sum(), rejected.sum())
 
 
-def _loss(model: nn.Module, batch: Batch, job: TrainJob, class_weights: torch.Tensor | None) -> LossSum:
-    """Sums of the rows' losses."""
-    device = batch.labels.device
+def _forward(model: nn.Module, batch: Batch, job: TrainJob) -> Output:
+    device, alpha = batch.labels.device, job.train.mixup_alpha
     batch = transform(job.specs, batch, augment=True)
+    share = draw_shares(batch.keys, batch.labels >= 0, alpha) if alpha else None
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(job, device)):
-        output = model(batch.inputs, batch.present, batch.keys)
+        output: Output = model(batch.inputs, batch.present, batch.keys, share)
+    return output
+
+
+def _loss(output: Output, batch: Batch, job: TrainJob) -> LossSum:
+    """Sums of the rows' losses."""
+    train = job.train
     return classification_loss(
         output.fused,
         output.field_logits,
         batch.present,
         batch.labels,
         batch.weights,
-        class_weights=class_weights,
-        label_smoothing=job.train.label_smoothing,
+        shares=output.shares,
+        label_smoothing=train.label_smoothing,
+        focal_gamma=train.focal_gamma if train.loss == "focal" else 0.0,
         aux_weight=job.model.aux_weight,
     )
 
@@ -129,15 +144,12 @@ def _bfloat16(job: TrainJob, device: torch.device) -> bool:
     return job.train.precision == "bfloat16"
 
 
-def _class_weights(job: TrainJob, device: torch.device) -> torch.Tensor | None:
-    """[C] weights N / (C n_c), or None where classes count alike."""
-    if job.train.class_weights == "none":
-        return None
-    summary = job.manifest.splits["train"]
-    counts = torch.tensor(
-        [summary.classes.get(name, 0) for name in job.manifest.classes], dtype=torch.float32
-    )
-    return (summary.rows / (len(counts) * counts.clamp(min=1))).to(device)
+def _weighted(batch: Batch, job: TrainJob) -> Batch:
+    """The batch with its classes' weights in those of its rows."""
+    if job.class_weights is None:
+        return batch
+    by_class = torch.tensor(job.class_weights, dtype=torch.float32).to(batch.labels.device)
+    return replace(batch, weights=batch.weights * by_class[batch.labels.clamp(min=0)])
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
