@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xmodal_dist.calibrate import NOTHING
 from xmodal_dist.errors import DataError
 from xmodal_dist.evaluate import evaluate_predictions, subset_column
 from xmodal_dist.metrics import classification_metrics
@@ -65,7 +67,9 @@ def test_metrics_are_those_of_the_probabilities():
     expected = classification_metrics(truth, probabilities, CLASSES)
     assert {key: evaluation.metrics[key] for key in expected} == expected
     assert sum(evaluation.curves["reliability"]["rows"]) == 60
-    assert set(evaluation.metrics) == set(expected) | {"per_subset", "best_single", "fusion_gain"}
+    more = {"per_subset", "best_single", "fusion_gain", "withheld", "uncalibrated", "abstention"}
+    assert set(evaluation.metrics) == set(expected) | more
+    assert evaluation.metrics["uncalibrated"] is None and evaluation.metrics["abstention"] == []
 
 
 def test_subsets_and_what_fusion_gains():
@@ -123,6 +127,83 @@ def test_order_and_chunks_do_not_matter(rows, seed, chunk_rows):
         assert values == pytest.approx(other.metrics["per_subset"][name])
 
 
+def _everything(rows: int, seed: int) -> pa.Table:
+    """As evaluation scores: also with nothing shown, and records that lack any fields."""
+    rng = np.random.default_rng(seed)
+    table = _predictions(rows, seed)
+    nothing = np.tile(np.array([0.2, 0.5, 0.3], np.float32), (rows, 1))
+    present = rng.random((rows, 2)) < 0.7
+    shown = {
+        name: np.array(table[f"subset:{name}"].to_pylist()) for name in ("image", "audio", "image+audio")
+    }
+    for row, (image, audio) in enumerate(present):
+        alone = shown["image" if image else "audio"][row] if image or audio else nothing[row]
+        for name, has in (("image", image), ("audio", audio)):
+            shown[name][row] = shown[name][row] if has else nothing[row]
+        shown["image+audio"][row] = shown["image+audio"][row] if image and audio else alone
+    table = table.append_column(f"subset:{NOTHING}", _column(nothing))
+    for name, values in shown.items():
+        table = _replaced(table, f"subset:{name}", _column(values))
+    whole = shown["image+audio"]
+    table = _replaced(table, "probabilities", _column(whole))
+    table = _replaced(table, "label", pa.array([CLASSES[c] for c in whole.argmax(axis=1)]))
+    fields = [[f for f, has in zip(FIELDS, row, strict=True) if has] for row in present]
+    return _replaced(table, "modalities", pa.array(fields, pa.list_(pa.string())))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 99))
+def test_accuracy_with_fields_withheld_is_the_mean_over_all_masks(rows, seed):
+    table = _everything(rows, seed)
+    found = evaluate_predictions(table, CLASSES).metrics
+    assert NOTHING not in found["per_subset"]
+    truth = np.array([CLASSES.index(t) for t in table["truth"].to_pylist()])
+    hits = {
+        name: np.array(table[f"subset:{name}"].to_pylist()).argmax(axis=1) == truth
+        for name in (NOTHING, "image", "audio", "image+audio")
+    }
+    for point in found["withheld"]:
+        p, expected = point["share"], 0.0
+        for image, audio in itertools.product(
+            (False, True), repeat=2
+        ):  # which fields are let through, of all
+            name = "+".join(f for f, kept in zip(FIELDS, (image, audio), strict=True) if kept) or NOTHING
+            weight = (1 - p if image else p) * (1 - p if audio else p)
+            expected += weight * hits[name].mean()
+        assert point["accuracy"] == pytest.approx(expected)
+    assert [point["share"] for point in found["withheld"]] == [tenth / 10 for tenth in range(10)]
+    assert found["withheld"][0]["accuracy"] == pytest.approx(found["accuracy"])
+
+
+def test_without_what_every_subset_gives_nothing_is_said_of_withheld_fields():
+    assert evaluate_predictions(_predictions(), CLASSES).metrics["withheld"] is None
+
+
+def test_calibration_is_told_before_and_after():
+    table = _predictions(300)
+    probabilities = np.array(table["probabilities"].to_pylist(), dtype=np.float64)
+    logits = 0.3 * np.log(probabilities)
+    found = evaluate_predictions(table.append_column("logits", _column(logits)), CLASSES)
+    before = found.metrics["uncalibrated"]
+    assert before["ece"] > found.metrics["ece"] and before["log_loss"] > found.metrics["log_loss"]
+    assert sum(found.curves["reliability_uncalibrated"]["rows"]) == 300
+    assert all(0 <= values["ece"] <= 1 for values in found.metrics["per_subset"].values())
+
+
+def test_what_thresholds_come_to():
+    table = _predictions(300)
+    found = evaluate_predictions(table, CLASSES, thresholds={0.8: 0.6, 0.99: 2.0, 1.0: None})
+    sure = [row for row in table.to_pylist() if row["probability"] >= 0.6]
+    kept, nothing, out_of_reach = found.metrics["abstention"]
+    assert kept["coverage"] == pytest.approx(len(sure) / 300)
+    assert kept["precision"] == pytest.approx(np.mean([row["label"] == row["truth"] for row in sure]))
+    assert nothing["coverage"] == 0 and nothing["precision"] is None
+    assert out_of_reach == {"target_precision": 1.0, "threshold": None, "coverage": None, "precision": None}
+    curve = found.curves["abstention"]
+    assert curve["coverage"][0] == 1 and curve["precision"][0] == found.metrics["accuracy"]
+    assert curve["coverage"] == sorted(curve["coverage"], reverse=True)
+
+
 def test_unknown_truth_names_labels_counts_and_classes():
     table = _predictions(6)
     table = _replaced(table, "truth", pa.array(["cat", "yak", "yak", "emu", "dog", None]))
@@ -148,7 +229,7 @@ def test_unusable_predictions_are_refused():
         evaluate_predictions(table.slice(0, 0), CLASSES)
     with pytest.raises(DataError, match=r"lack the column\(s\) modalities, truth"):
         evaluate_predictions(table.drop_columns(["truth", "modalities"]), CLASSES)
-    with pytest.raises(DataError, match="expected a fixed-size list of 4 probabilities"):
+    with pytest.raises(DataError, match="expected a fixed-size list of 4 numbers"):
         evaluate_predictions(table, [*CLASSES, "yak"])
     with pytest.raises(DataError, match="not their most probable class"):
         evaluate_predictions(table, ["owl", "dog", "cat"])

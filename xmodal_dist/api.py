@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from xmodal_dist import config as configuration
 from xmodal_dist import runtime, storage
-from xmodal_dist.bundle import check_files, load_bundle
+from xmodal_dist.bundle import check_files, load_bundle, save_bundle, save_calibration
 from xmodal_dist.dataset.inspect import Inspection, inspect_dataset
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, Manifest, load_manifest
 from xmodal_dist.dataset.schema import Field, parse_field
@@ -32,10 +34,12 @@ from xmodal_dist.score.events import read_events
 from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
+from xmodal_dist.train.calibration import calibrate_on
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
 __all__ = [
+    "calibrate",
     "doctor",
     "evaluate",
     "evaluation_path",
@@ -50,6 +54,7 @@ __all__ = [
 ]
 
 _NUM_WORST = 20
+_TARGET_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
 _EVALUATIONS = "evaluation"
 """Folder of a run that holds its evaluations, by split."""
 
@@ -147,6 +152,33 @@ def train(
     return result
 
 
+def calibrate(bundle: str, data: str, *, split: str = "val", output: str | None = None) -> dict[str, Any]:
+    """Fit a bundle's temperatures and abstention thresholds, which training did where it had a validation split.
+
+    Args:
+        bundle: the trained model.
+        data: a dataset with its fields and classes.
+        split: of records that the model was not trained on.
+        output: where to write the calibrated bundle; None changes ``bundle``. Its fingerprint is a new one either way.
+
+    Returns:
+        ``bundle`` (path), ``fingerprint``, and the content of its ``calibration.json``.
+    """
+    bundle, data = storage.absolute(bundle), storage.absolute(data)
+    target = bundle if output is None else storage.absolute(output)
+    if target != bundle and storage.exists(target) and storage.list_files(target):
+        raise UsageError(f"{target!r} already holds files; choose an empty or new directory for --output")
+    manifest = load_manifest(data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_bundle(bundle, device)
+    found = calibrate_on(model, device, data, manifest, split)
+    if target == bundle:
+        fingerprint = save_calibration(bundle, found)
+    else:
+        fingerprint = save_bundle(target, dataclasses.replace(model, calibration=found))
+    return {"bundle": target, "fingerprint": fingerprint, **found.to_json()}
+
+
 def evaluate(
     bundle: str, data: str, output: str | None = None, *, split: str = "test", num_workers: int | None = None
 ) -> dict[str, Any]:
@@ -166,12 +198,13 @@ def evaluate(
     manifest.split_shards(split)
     model = load_bundle(bundle)
     with runtime.connect():
-        settings = ScoreSettings(evaluation=True, split=split)
+        settings = ScoreSettings(evaluation=True, split=split, logits=model.calibration is not None)
         scored = scoring.score(
             bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
         )
     predictions = read_predictions(scored.output)
-    outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST)
+    thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
+    outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
     sink = io.BytesIO()
     pq.write_table(predictions, sink)
     storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())

@@ -5,6 +5,7 @@ spec.json            version, fields (settings and what was fitted), classes, mo
 fields/NAME/FILE     files that a field was fitted with, for example tokenizer.json
 weights.safetensors  parameters by name
 metrics.json         validation metrics of these weights
+calibration.json     how logits become probabilities; not in older bundles, nor where there was no validation split
 profile.json         what the training data looked like, to compare other data with; not in older bundles
 MANIFEST.json        SHA-256 and size of every file above, and the fingerprint; written last
 ```
@@ -16,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -24,28 +26,41 @@ from safetensors.torch import save as save_tensors
 
 from xmodal_dist import storage
 from xmodal_dist.batch import Batch
+from xmodal_dist.calibrate import NOTHING, Calibration
 from xmodal_dist.errors import CheckpointError
 from xmodal_dist.modalities.fields import FieldSpec, transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.profile import Profile
 
-__all__ = ["Bundle", "Prediction", "build_model", "check_files", "load_bundle", "save_bundle", "subsets"]
+__all__ = [
+    "Bundle",
+    "Prediction",
+    "build_model",
+    "check_files",
+    "load_bundle",
+    "save_bundle",
+    "save_calibration",
+    "subsets",
+]
 
 _VERSION = 1
 _LAST = "MANIFEST.json"
-_METRICS, _PROFILE = "metrics.json", "profile.json"
+_METRICS, _PROFILE, _CALIBRATION = "metrics.json", "profile.json", "calibration.json"
 
 
 class Prediction(NamedTuple):
     """What a model says of B records; float32, on the model's device.
 
     Attributes:
-        logits: [B, C] by name of the mask; ``""`` is with all fields that a record has.
+        logits: [B, C] by name of the mask, as the network gives them; ``""`` is with all fields that a record has.
+        probabilities: [B, C] by the same names: softmax of the logits, each record's divided by the temperature of the
+            fields that are both shown and there; of the logits as they are if the bundle is not calibrated.
         features: [B, M, D] of each field alone; those of the field's stand-in where it is absent.
         embedding: [B, E], what the logits ``""`` were made from.
     """
 
     logits: dict[str, torch.Tensor]
+    probabilities: dict[str, torch.Tensor]
     features: torch.Tensor
     embedding: torch.Tensor
 
@@ -61,8 +76,10 @@ class Bundle:
         model: the classifier with its weights.
         metrics: validation metrics of these weights.
         origin: where it was trained: dataset fingerprint, settings, versions.
-        fingerprint: SHA-256 over spec, fitted files and weights; names the model in every output. "" until saved.
+        fingerprint: SHA-256 over spec, fitted files, weights and calibration; names the model in every output. "" until
+            saved.
         profile: what the training data looked like; None where nobody looked.
+        calibration: temperatures of the logits and thresholds; None leaves the logits as they are.
     """
 
     specs: tuple[FieldSpec, ...]
@@ -73,6 +90,7 @@ class Bundle:
     origin: Mapping[str, Any]
     fingerprint: str = ""
     profile: Profile | None = None
+    calibration: Calibration | None = None
 
     @torch.inference_mode()
     def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> Prediction:
@@ -93,15 +111,42 @@ class Bundle:
             name: self.model.fuse(features, present, field_logits=field_logits).float()
             for name, present in shown.items()
         }
-        return Prediction(logits, features.float(), self.model.embed(features, batch.present).float())
+        probabilities = {
+            name: (values / self._temperatures(shown[name])).softmax(dim=-1)
+            for name, values in logits.items()
+        }
+        embedding = self.model.embed(features, batch.present).float()
+        return Prediction(logits, probabilities, features.float(), embedding)
+
+    def _temperatures(self, present: torch.Tensor) -> torch.Tensor | float:
+        """[B, 1] for fields [B, M]."""
+        if self.calibration is None:
+            return 1.0
+        masks, temperatures = self._calibrated
+        is_it = (present.unsqueeze(1) == masks).all(dim=2)
+        found = (is_it * temperatures).sum(dim=1)
+        return torch.where(is_it.any(dim=1), found, self.calibration.pooled).unsqueeze(1)
+
+    @cached_property
+    def _calibrated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks [S, M] of the subsets that have a temperature, and these [S]; on the model's device."""
+        device, names = self.model.stand_ins.device, [s.name for s in self.specs]
+        fits = self.calibration.subsets if self.calibration else {}
+        masks = [[name in subset.split("+") for name in names] for subset in fits]
+        temperatures = torch.tensor([fit.temperature for fit in fits.values()], device=device)
+        return torch.tensor(masks, device=device), temperatures
 
 
-def subsets(specs: Sequence[FieldSpec]) -> dict[str, list[bool]]:
-    """Every non-empty set of fields by name (``image+text``), as masks in field order; single fields first."""
+def subsets(specs: Sequence[FieldSpec], *, nothing: bool = False) -> dict[str, list[bool]]:
+    """Every non-empty set of fields by name (``image+text``), as masks in field order; single fields first.
+
+    With ``nothing``, also the empty one, before them, called :data:`xmodal_dist.calibrate.NOTHING`.
+    """
     names = [s.name for s in specs]
     masks = [[bool(bits >> i & 1) for i in range(len(names))] for bits in range(1, 1 << len(names))]
     masks.sort(key=lambda mask: (sum(mask), [not m for m in mask]))
-    return {"+".join(n for n, shown in zip(names, mask, strict=True) if shown): mask for mask in masks}
+    named = {"+".join(n for n, shown in zip(names, mask, strict=True) if shown): mask for mask in masks}
+    return {NOTHING: [False] * len(names), **named} if nothing else named
 
 
 def build_model(
@@ -115,17 +160,25 @@ def build_model(
 def save_bundle(path: str, bundle: Bundle) -> str:
     """Write a bundle, the manifest last, and return its fingerprint."""
     files = dict(_files(bundle))
-    digests = {name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()}
-    fingerprint = _fingerprint(digests)
     for name, payload in files.items():
         storage.write_bytes(storage.join(path, name), payload)
-    manifest = {
-        "version": _VERSION,
-        "fingerprint": fingerprint,
-        "files": {name: {"sha256": digests[name], "bytes": len(files[name])} for name in sorted(files)},
-    }
-    storage.write_bytes(storage.join(path, _LAST), _json(manifest))
-    return fingerprint
+    return _write_manifest(path, {name: _entry(payload) for name, payload in files.items()})
+
+
+def save_calibration(path: str, calibration: Calibration) -> str:
+    """Give a saved bundle another calibration, and return its new fingerprint.
+
+    The bundle is whole at every moment: first it loses the calibration that it had.
+
+    Raises:
+        CheckpointError: not a bundle, or of another version.
+    """
+    files = _manifest(path)["files"]
+    if files.pop(_CALIBRATION, None) is not None:
+        _write_manifest(path, files)
+    payload = _json(calibration.to_json())
+    storage.write_bytes(storage.join(path, _CALIBRATION), payload)
+    return _write_manifest(path, {**files, _CALIBRATION: _entry(payload)})
 
 
 def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
@@ -156,6 +209,7 @@ def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
         origin=spec["origin"],
         fingerprint=manifest["fingerprint"],
         profile=Profile.from_json(json.loads(files[_PROFILE])) if _PROFILE in files else None,
+        calibration=Calibration.from_json(json.loads(files[_CALIBRATION])) if _CALIBRATION in files else None,
     )
 
 
@@ -178,6 +232,19 @@ def check_files(path: str) -> list[str]:
     ):
         wrong.append(f"{storage.join(path, _LAST)}: the fingerprint is not that of the files")
     return wrong
+
+
+def _entry(payload: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(payload).hexdigest(), "bytes": len(payload)}
+
+
+def _write_manifest(path: str, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the manifest over files that are there, and return the fingerprint."""
+    fingerprint = _fingerprint({name: entry["sha256"] for name, entry in files.items()})
+    ordered = {name: dict(files[name]) for name in sorted(files)}
+    manifest = {"version": _VERSION, "fingerprint": fingerprint, "files": ordered}
+    storage.write_bytes(storage.join(path, _LAST), _json(manifest))
+    return fingerprint
 
 
 def _manifest(path: str) -> dict[str, Any]:
@@ -211,6 +278,8 @@ def _files(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
     yield _METRICS, _json(dict(bundle.metrics))
     if bundle.profile is not None:
         yield _PROFILE, _json(bundle.profile.to_json())
+    if bundle.calibration is not None:
+        yield _CALIBRATION, _json(bundle.calibration.to_json())
 
 
 def _fitted_files(files: Mapping[str, bytes], field: str) -> dict[str, str]:

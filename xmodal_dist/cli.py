@@ -162,6 +162,25 @@ def train(
 
 
 @app.command()
+def calibrate(
+    bundle: _BundlePath,
+    data: _DataPath,
+    split: Annotated[str, typer.Option(help="Split that the model was not trained on.")] = "val",
+    output: Annotated[str | None, typer.Option("--output", help="A new bundle; default: in place.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Fit a model's temperatures and abstention thresholds; training has done so where it had a val split."""
+    from xmodal_dist import api
+
+    found = api.calibrate(bundle, data, split=split, output=output)
+    _result(
+        found,
+        as_json,
+        lambda: _print(_calibration_table(found), f"bundle: {found['bundle']}, a new fingerprint"),
+    )
+
+
+@app.command()
 def evaluate(
     bundle: _BundlePath,
     data: _DataPath,
@@ -327,6 +346,15 @@ def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
             name, _number(values["accuracy"]), _number(values["macro_f1"]), str(values["rows_present"])
         )
     return [whole, parts]
+
+
+def _calibration_table(found: dict[str, Any]) -> Table:
+    """Figures of the records that it was fitted to."""
+    table = Table("fields", "rows", "temperature", "ECE before", "ECE after", box=None, pad_edge=False)
+    for name, fit in {**found["subsets"], "as the records are": found["whole"]}.items():
+        heat = "" if fit is found["whole"] else f"{fit['temperature']:.3f}"
+        table.add_row(name, str(fit["rows"]), heat, _number(fit["ece_before"]), _number(fit["ece_after"]))
+    return table
 
 
 def _figures(metrics: dict[str, Any], *names: str) -> str:

@@ -6,7 +6,7 @@ It never sees a model, so it gives the same numbers whoever made the predictions
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xmodal_dist import metrics
+from xmodal_dist.calibrate import NOTHING, cutoffs, softmax
 from xmodal_dist.errors import DataError
 
-__all__ = ["SUBSET_PREFIX", "Evaluation", "Mistake", "evaluate_predictions", "subset_column"]
+__all__ = [
+    "SUBSET_PREFIX",
+    "Evaluation",
+    "Mistake",
+    "evaluate_predictions",
+    "subset_column",
+]
 
 SUBSET_PREFIX = "subset:"
+_LOGITS = "logits"
 _MAX_NAMED = 10
 
 
@@ -52,12 +60,17 @@ class Evaluation:
     Attributes:
         metrics: the content of ``metrics.json``: :func:`xmodal_dist.metrics.classification_metrics` and
             ``per_subset`` (``image+text`` -> ``rows``; ``rows_present``, those that have every field of the
-            subset; ``accuracy``, ``macro_f1`` and ``log_loss`` over ``rows``; ``accuracy_present`` over
+            subset; ``accuracy``, ``macro_f1``, ``log_loss`` and ``ece`` over ``rows``; ``accuracy_present`` over
             ``rows_present``, None without any), ``best_single`` (the field that alone is most accurate; None
-            without subset columns) and ``fusion_gain`` (accuracy less that of ``best_single``; None with
-            fewer than two fields).
+            without subset columns), ``fusion_gain`` (accuracy less that of ``best_single``; None with fewer than two
+            fields), ``withheld`` (:func:`xmodal_dist.metrics.withheld_accuracy`; None where the columns do not tell),
+            ``uncalibrated`` (``ece`` and ``log_loss`` of the logits as they are; None without the column ``logits``)
+            and ``abstention`` (for each threshold given its ``target_precision`` and ``threshold``, and the
+            ``coverage`` and ``precision`` here; ``precision`` is None where nothing is covered).
         worst: the errors, the most confident first.
-        curves: JSON-able data of plots: ``reliability`` (:func:`xmodal_dist.metrics.reliability_bins`).
+        curves: JSON-able data of plots: ``reliability`` (:func:`xmodal_dist.metrics.reliability_bins`),
+            ``reliability_uncalibrated`` (None without the column ``logits``), and ``abstention``: lists of
+            ``threshold``, ``coverage`` and ``precision`` where the model may keep silent about what it is less sure of.
     """
 
     metrics: dict[str, Any]
@@ -66,16 +79,22 @@ class Evaluation:
 
 
 def evaluate_predictions(
-    predictions: pa.Table, class_names: Sequence[str], num_worst: int = 20
+    predictions: pa.Table,
+    class_names: Sequence[str],
+    num_worst: int = 20,
+    thresholds: Mapping[float, float | None] | None = None,
 ) -> Evaluation:
     """Evaluate predictions of labelled records.
 
     Args:
         predictions: columns ``id`` (string), ``truth`` and ``label`` (class names), ``probabilities``
             (fixed-size list of C; ``label`` is a class of the highest), ``modalities`` (list of the fields
-            that the record has) and any number of columns :func:`subset_column`, like ``probabilities``.
+            that the record has) and any number of columns :func:`subset_column`, like ``probabilities``; ``logits``,
+            if the probabilities are not their softmax.
         class_names: the C classes, in the order of the probabilities.
         num_worst: at most so many errors in :attr:`Evaluation.worst`.
+        thresholds: by target precision, the probability below which the model is to keep silent, as other records chose
+            it; None where it is out of reach.
 
     Raises:
         DataError: no rows, a missing column, a true label that the classes do not know, or columns that
@@ -83,15 +102,83 @@ def evaluate_predictions(
     """
     _check_columns(predictions)
     truth = _class_indices(predictions.column("truth"), class_names)
-    probabilities = _probabilities(predictions, "probabilities", len(class_names))
+    probabilities = _vectors(predictions, "probabilities", len(class_names))
     result = metrics.classification_metrics(truth, probabilities, class_names)
     _check_labels(predictions, probabilities, class_names)
     per_subset = _per_subset(predictions, truth, class_names)
+    raw = None
+    if _LOGITS in predictions.column_names:
+        raw = softmax(_vectors(predictions, _LOGITS, len(class_names)))
     return Evaluation(
-        metrics={**result, "per_subset": per_subset, **_fusion(result["accuracy"], per_subset)},
+        metrics={
+            **result,
+            "per_subset": per_subset,
+            **_fusion(result["accuracy"], per_subset),
+            "withheld": _withheld(predictions, truth, len(class_names)),
+            "uncalibrated": _uncalibrated(truth, raw),
+            "abstention": _abstention(truth, probabilities, thresholds or {}),
+        },
         worst=_worst(predictions.column("id"), truth, probabilities, class_names, num_worst),
-        curves={"reliability": metrics.reliability_bins(truth, probabilities)},
+        curves={
+            "reliability": metrics.reliability_bins(truth, probabilities),
+            "reliability_uncalibrated": None if raw is None else metrics.reliability_bins(truth, raw),
+            "abstention": _abstention_curve(truth, probabilities),
+        },
     )
+
+
+def _withheld(
+    predictions: pa.Table, truth: NDArray[np.int64], num_classes: int
+) -> list[dict[str, float]] | None:
+    """None where the columns do not say what every subset of a record's fields gives."""
+    hits = {}
+    for name, column in _subset_columns(predictions).items():
+        predicted = _vectors(predictions, column, num_classes).argmax(axis=1)
+        hits[frozenset(() if name == NOTHING else name.split("+"))] = predicted == truth
+    present = _present(predictions)
+    if not metrics.all_subsets(present) <= hits.keys():
+        return None
+    return metrics.withheld_accuracy(hits, present)
+
+
+def _uncalibrated(truth: NDArray[np.int64], raw: NDArray[np.floating[Any]] | None) -> dict[str, float] | None:
+    if raw is None:
+        return None
+    return {
+        "ece": metrics.expected_calibration_error(truth, raw),
+        "log_loss": metrics.log_loss(truth, raw),
+    }
+
+
+def _abstention(
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.floating[Any]],
+    thresholds: Mapping[float, float | None],
+) -> list[dict[str, float | None]]:
+    """What comes of the thresholds on these records."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    rows: list[dict[str, float | None]] = []
+    for target, threshold in thresholds.items():
+        row: dict[str, float | None] = {"target_precision": target, "threshold": threshold}
+        if threshold is not None:
+            sure = confidence >= threshold
+            row |= {
+                "coverage": float(sure.mean()),
+                "precision": float(right[sure].mean()) if sure.any() else None,
+            }
+        rows.append({"coverage": None, "precision": None, **row})
+    return rows
+
+
+def _abstention_curve(
+    truth: NDArray[np.int64], probabilities: NDArray[np.floating[Any]]
+) -> dict[str, list[float]]:
+    found = cutoffs(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
+    return {
+        "threshold": [cutoff.threshold for cutoff in found],
+        "coverage": [cutoff.rows / len(truth) for cutoff in found],
+        "precision": [cutoff.correct / cutoff.rows for cutoff in found],
+    }
 
 
 def _check_columns(predictions: pa.Table) -> None:
@@ -126,11 +213,11 @@ def _shortened(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 3 * _MAX_NAMED} more" if len(names) > 3 * _MAX_NAMED else "")
 
 
-def _probabilities(predictions: pa.Table, name: str, num_classes: int) -> NDArray[np.floating[Any]]:
+def _vectors(predictions: pa.Table, name: str, num_classes: int) -> NDArray[np.floating[Any]]:
     """The column as [n, C]."""
     column = predictions.column(name)
     if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != num_classes:
-        expected = f"a fixed-size list of {num_classes} probabilities"
+        expected = f"a fixed-size list of {num_classes} numbers, one a class"
         raise DataError(f"column {name!r} is {column.type}; expected {expected}")
     if column.null_count:
         raise DataError(f"column {name!r} has {column.null_count} null rows")
@@ -158,16 +245,25 @@ def _check_labels(
         )
 
 
+def _present(predictions: pa.Table) -> list[frozenset[str]]:
+    return [frozenset(fields or ()) for fields in predictions.column("modalities").to_pylist()]
+
+
+def _subset_columns(predictions: pa.Table) -> dict[str, str]:
+    """Name of each subset -> its column."""
+    names = [name for name in predictions.column_names if name.startswith(SUBSET_PREFIX)]
+    return {name.removeprefix(SUBSET_PREFIX): name for name in names}
+
+
 def _per_subset(
     predictions: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    present = [frozenset(fields or ()) for fields in predictions.column("modalities").to_pylist()]
+    present = _present(predictions)
     result = {}
-    for column in predictions.column_names:
-        if not column.startswith(SUBSET_PREFIX):
+    for name, column in _subset_columns(predictions).items():
+        if name == NOTHING:
             continue
-        name = column.removeprefix(SUBSET_PREFIX)
-        probabilities = _probabilities(predictions, column, len(class_names))
+        probabilities = _vectors(predictions, column, len(class_names))
         predicted = probabilities.argmax(axis=1)
         complete = np.array([fields.issuperset(name.split("+")) for fields in present], dtype=np.bool_)
         summary = metrics.from_confusion(metrics.confusion_matrix(truth, predicted, len(class_names)))
@@ -178,6 +274,7 @@ def _per_subset(
             "accuracy_present": float((predicted == truth)[complete].mean()) if complete.any() else None,
             "macro_f1": summary["macro_f1"],
             "log_loss": metrics.log_loss(truth, probabilities),
+            "ece": metrics.expected_calibration_error(truth, probabilities),
         }
     return result
 

@@ -6,7 +6,8 @@ share it, so one number means the same thing everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from xmodal_dist.errors import DataError
 
 __all__ = [
     "NUM_BINS",
+    "all_subsets",
     "classification_metrics",
     "confusion_matrix",
     "expected_calibration_error",
@@ -23,11 +25,13 @@ __all__ = [
     "log_loss",
     "per_class_metrics",
     "reliability_bins",
+    "withheld_accuracy",
 ]
 
 NUM_BINS = 15
 """Equal-width confidence bins of the calibration error, as in Guo et al. 2017."""
 
+_WITHHELD = tuple(tenth / 10 for tenth in range(10))
 _EPSILON = float(np.finfo(np.float32).eps)
 
 _Ints = NDArray[np.integer[Any]]
@@ -206,6 +210,45 @@ def expected_calibration_error(truth: _Ints, probabilities: _Floats, num_bins: i
         if rows
     )
     return float(sum(gaps) / len(truth))
+
+
+def withheld_accuracy(
+    hits: Mapping[frozenset[str], NDArray[np.bool_]], present: Sequence[frozenset[str]]
+) -> list[dict[str, float]]:
+    """Accuracy to be expected when each field that a record has is withheld by chance, exactly.
+
+    A record of m fields is left with a given k of them with probability p^(m - k) (1 - p)^k. The hits with every subset
+    shown are summed with these weights; nothing is drawn.
+
+    Args:
+        hits: by the fields shown, [n]: whether the record is classified right by those of them that it has. All of
+            :func:`all_subsets` of ``present``.
+        present: the fields that each of the n records has.
+
+    Returns:
+        ``share`` p, from 0 to 0.9 in tenths, and ``accuracy``.
+    """
+    sizes = np.arange(max(map(len, present)) + 1)
+    right = np.zeros((len(sizes), len(sizes)))  # hits by fields that a record has, and fields left to it
+    for fields in set(present):
+        rows = np.array([fields == own for own in present])
+        for left in _subsets_of(fields):
+            right[len(fields), len(left)] += hits[left][rows].sum()
+    gone = np.maximum(sizes[:, None] - sizes, 0)
+    return [
+        {"share": p, "accuracy": float((right * p**gone * (1 - p) ** sizes).sum() / len(present))}
+        for p in _WITHHELD
+    ]
+
+
+def all_subsets(present: Iterable[frozenset[str]]) -> set[frozenset[str]]:
+    """Every subset, the empty one included, of any of these sets."""
+    return {left for fields in set(present) for left in _subsets_of(fields)}
+
+
+def _subsets_of(fields: frozenset[str]) -> Iterator[frozenset[str]]:
+    for size in range(len(fields) + 1):
+        yield from map(frozenset, combinations(sorted(fields), size))
 
 
 def _precision_recall_f1(matrix: NDArray[Any]) -> tuple[_Floats, _Floats, _Floats]:

@@ -49,7 +49,7 @@ def render(
     Args:
         metrics: content of ``metrics.json``.
         worst: the most confident errors, worst first.
-        curves: ``reliability``: per bin ``rows``, ``confidence`` and ``accuracy``.
+        curves: those of :class:`xmodal_dist.evaluate.Evaluation`.
         run: what was evaluated, name -> value, for the header: bundle, dataset, split.
 
     Returns:
@@ -62,8 +62,12 @@ def render(
         run=run,
         cards=_cards(metrics),
         **sections(metrics),
-        reliability=plots.reliability(curves["reliability"]),
+        reliability=plots.reliability(curves["reliability"], curves["reliability_uncalibrated"]),
         ece=metrics["ece"],
+        ece_before=(metrics["uncalibrated"] or {}).get("ece"),
+        withheld=_withheld(metrics),
+        precision=_precision(curves["abstention"]),
+        abstention=metrics["abstention"],
         num_errors=num_errors,
         worst=[
             {
@@ -101,8 +105,42 @@ def _cards(metrics: Mapping[str, Any]) -> list[Card]:
         Card("Macro F1", score(metrics["macro_f1"]), f"recall {score(metrics['macro_recall'])}"),
         Card("AUROC", score(metrics["auroc"], 4), "one-vs-rest, macro"),
         Card("Log loss", score(metrics["log_loss"]), "nats, lower is better"),
-        Card("ECE", score(metrics["ece"], 4), "calibration error"),
+        Card("ECE", score(metrics["ece"], 4), _before(metrics)),
     ]
+
+
+def _before(metrics: Mapping[str, Any]) -> str:
+    raw = metrics["uncalibrated"]
+    return f"{score(raw['ece'], 4)} before calibration" if raw else "calibration error"
+
+
+def _withheld(metrics: Mapping[str, Any]) -> Markup | None:
+    """Accuracy against the share of fields withheld; None where that is not known, or there is but one field."""
+    points = metrics["withheld"]
+    if not points or metrics["fusion_gain"] is None:
+        return None
+    line = plots.Series(
+        "accuracy", [p["share"] for p in points], [p["accuracy"] for p in points], markers=True
+    )
+    return plots.curves(
+        "Accuracy with fields withheld",
+        [line],
+        "share of the fields that is withheld",
+        percent=True,
+        x_percent=True,
+    )
+
+
+def _precision(curve: Mapping[str, Sequence[float]]) -> Markup:
+    """Precision against coverage, the surest records first."""
+    line = plots.Series("precision", curve["coverage"], curve["precision"])
+    return plots.curves(
+        "Precision against coverage",
+        [line],
+        "share of the records that get a label",
+        percent=True,
+        x_percent=True,
+    )
 
 
 def _confusions(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -69,9 +69,14 @@ class Series:
 
 
 def curves(
-    title: str, series: Sequence[Series], x_label: str, percent: bool = False, from_zero: bool = False
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    percent: bool = False,
+    from_zero: bool = False,
+    x_percent: bool = False,
 ) -> Markup:
-    """A line chart; long series are averaged down to a drawable number of points."""
+    """A line chart; long series are averaged down to a drawable number of points. ``percent`` is of the y axis."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(5.4, 2.7)
         for line in series:
@@ -93,6 +98,9 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=not from_zero, steps=[1, 2, 2.5, 5, 10]))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if x_percent:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if sum(not line.faint for line in series) > 1:
             axes.legend(loc="best")
         return _svg(figure, title)
@@ -141,14 +149,14 @@ def confusion(matrix: Sequence[Sequence[float]], class_names: Sequence[str]) -> 
         return _svg(figure, "Confusion matrix")
 
 
-def reliability(bins: Mapping[str, Sequence[Any]]) -> Markup:
+def reliability(
+    bins: Mapping[str, Sequence[Any]], uncalibrated: Mapping[str, Sequence[Any]] | None = None
+) -> Markup:
     """Reliability diagram: accuracy per bin of confidence, and below it how many rows each bin holds."""
     rows = np.asarray(bins["rows"], dtype=np.float64)
     num_bins = len(rows)
     centers = (np.arange(num_bins) + 0.5) / num_bins
-    filled = [b for b in range(num_bins) if rows[b]]
-    confidence = [bins["confidence"][b] for b in filled]
-    accuracy = [bins["accuracy"][b] for b in filled]
+    filled, confidence, accuracy = _filled(bins)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -156,9 +164,11 @@ def reliability(bins: Mapping[str, Sequence[Any]]) -> Markup:
             [0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated"
         )
         upper.bar(centers[filled], accuracy, width=0.9 / num_bins, color=BLUE, alpha=0.25)
-        upper.plot(
-            confidence, accuracy, color=BLUE, marker="o", markersize=4, linewidth=1.5, label="this model"
-        )
+        if uncalibrated is not None:
+            raw = {"color": ORANGE, "marker": "o", "markersize": 3, "linewidth": 1.2, "alpha": 0.7}
+            upper.plot(*_filled(uncalibrated)[1:], label="before calibration", **raw)
+        name = "this model" if uncalibrated is None else "after calibration"
+        upper.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, linewidth=1.5, label=name)
         upper.set_ylabel("accuracy")
         upper.set_ylim(0, 1.03)
         upper.legend(loc="upper left")
@@ -170,6 +180,12 @@ def reliability(bins: Mapping[str, Sequence[Any]]) -> Markup:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         lower.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         return _svg(figure, "Reliability diagram")
+
+
+def _filled(bins: Mapping[str, Sequence[Any]]) -> tuple[list[int], list[float], list[float]]:
+    """The bins that hold rows, their confidence and their accuracy."""
+    filled = [b for b, rows in enumerate(bins["rows"]) if rows]
+    return filled, [bins["confidence"][b] for b in filled], [bins["accuracy"][b] for b in filled]
 
 
 def histogram(title: str, counts: Sequence[int], x_label: str) -> Markup:

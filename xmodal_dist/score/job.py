@@ -24,7 +24,7 @@ from xmodal_dist.score import ledger
 from xmodal_dist.score.context import Job
 from xmodal_dist.score.driver import Driver
 from xmodal_dist.score.formats import Identity, ScoreManifest
-from xmodal_dist.score.outputs import output_schema
+from xmodal_dist.score.outputs import abstaining, output_schema
 from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.source import Need, input_schema, is_of_same_files, make_plan, needs_of
@@ -209,6 +209,7 @@ def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
 def _job(
     bundle: str, output: str, model: Bundle, settings: ScoreSettings, source: pa.Schema, spec: str
 ) -> Job:
+    settings = abstaining(model, settings)
     schema = output_schema(model, settings, source, settings.id_column)
     _check_partition(settings.partition_by, schema)
     return Job(

@@ -18,14 +18,15 @@ __all__ = [
     "LOGITS",
     "PROBABILITIES",
     "SUBSET_PREFIX",
+    "abstaining",
     "output_schema",
     "prediction_columns",
     "subset_names",
 ]
 
 PROBABILITIES, LOGITS, EMBEDDING, FEATURES = "probabilities", "logits", "embedding", "features"
-"""What a model says of n records: [n, C], [n, C], [n, E] and, of each field, [n, M, D]; ``SUBSET_PREFIX`` + name of a
-subset is [n, C]."""
+"""What a model says of n records: [n, C], calibrated; [n, C], as the network gives them; [n, E]; of each field
+[n, M, D]. ``SUBSET_PREFIX`` + name of a subset is [n, C], calibrated."""
 SUBSET_PREFIX = "subset:"
 EMBEDDING_PREFIX = "embedding:"
 ABSTAINED = "(abstained)"
@@ -77,9 +78,32 @@ def output_schema(
     return pa.schema(columns)
 
 
+def abstaining(bundle: Bundle, settings: ScoreSettings) -> ScoreSettings:
+    """The settings with ``target_precision`` turned into the threshold that the bundle's calibration has for it.
+
+    Raises:
+        UsageError: it has none, the bundle is not calibrated, or a threshold is given besides.
+    """
+    target = settings.target_precision
+    if target is None:
+        return settings
+    if settings.abstain_below is not None:
+        raise UsageError(
+            f"score.target_precision={target:g} and score.abstain_below={settings.abstain_below:g} both say when to "
+            "abstain: give one of the two"
+        )
+    if bundle.calibration is None:
+        raise UsageError(
+            f"score.target_precision={target:g} needs a calibrated bundle, and this one is not: run xmodal calibrate "
+            "--bundle BUNDLE --data DATASET, or set score.abstain_below"
+        )
+    threshold = bundle.calibration.threshold(target)
+    return settings.model_copy(update={"abstain_below": threshold, "target_precision": None})
+
+
 def subset_names(bundle: Bundle) -> list[str]:
-    """Names of the columns that evaluation adds for the fields' subsets."""
-    return [SUBSET_PREFIX + name for name in subsets(bundle.specs)]
+    """Names of the columns that evaluation adds for the fields' subsets, the empty one included."""
+    return [SUBSET_PREFIX + name for name in subsets(bundle.specs, nothing=True)]
 
 
 def prediction_columns(

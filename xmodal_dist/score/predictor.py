@@ -110,7 +110,7 @@ class Predictor:
         self._settings = settings
         self._most_read_rows = max(1, _READ_BYTES // decoded_row_bytes(bundle.specs))
         self._lock = threading.Lock()
-        self._masks = subsets(bundle.specs) if settings.evaluation else {}
+        self._masks = subsets(bundle.specs, nothing=True) if settings.evaluation else {}
         self._is_gpu = device.type == "cuda"
         self._size = BatchSize(settings.batch_rows, _MOST_GPU_ROWS if self._is_gpu else _MOST_CPU_ROWS)
         self._half = settings.precision == "bfloat16"
@@ -224,14 +224,14 @@ class Predictor:
         asked = self._settings
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             said = self.bundle.predict(batch.to(self.device), self._masks)
-        found = {PROBABILITIES: said.logits[""].softmax(dim=-1)}
+        found = {PROBABILITIES: said.probabilities[""]}
         if asked.logits:
             found[LOGITS] = said.logits[""]
         if asked.embedding:
             found[EMBEDDING] = said.embedding
         if asked.embeddings:
             found[FEATURES] = said.features
-        return found | {SUBSET_PREFIX + name: said.logits[name].softmax(dim=-1) for name in self._masks}
+        return found | {SUBSET_PREFIX + name: said.probabilities[name] for name in self._masks}
 
     def _to_host(self, pieces: list[_Piece]) -> dict[str, NDArray[np.float32]]:
         names = pieces[0] if pieces else ()

@@ -26,6 +26,8 @@ class ScoreSettings(Settings):
         embeddings: add the features of each field, null where the record lacks it.
         modalities: add the fields that the record has; evaluation needs them.
         abstain_below: where the best class is less probable than this, give no label; None always gives one.
+        target_precision: give no label below the lowest probability at which, on the records that the bundle was
+            calibrated on, labels are right at least so often (with 95 % confidence); instead of ``abstain_below``.
         precision: of the model's arithmetic. ``auto`` is float32 on CPUs; on a GPU bfloat16 where it is faster and
             moves no probability of the first batch by more than 0.01.
         compile: ``auto`` compiles the encoders on a GPU, under the same conditions, once a worker's model has been at
@@ -58,6 +60,7 @@ class ScoreSettings(Settings):
     embeddings: bool = False
     modalities: bool = True
     abstain_below: float | None = Field(None, ge=0, le=1)
+    target_precision: float | None = Field(None, gt=0, le=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "never"] = "auto"
     passthrough: tuple[str, ...] = ()

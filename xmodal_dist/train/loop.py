@@ -13,6 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,12 +24,14 @@ from torch import nn
 from xmodal_dist import runtime, storage
 from xmodal_dist.batch import Batch
 from xmodal_dist.bundle import Bundle, build_model, save_bundle
+from xmodal_dist.calibrate import Calibration
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
 from xmodal_dist.train import validation
 from xmodal_dist.train.average import WeightAverage
+from xmodal_dist.train.calibration import calibration_chunks, fit_observed, observe
 from xmodal_dist.train.checkpoint import (
     Progress,
     checkpoint_name,
@@ -103,8 +106,10 @@ class _Worker:
             except XmodalError as error:
                 # Decided on figures of all ranks, so every rank is here, and no restart would help.
                 return {"error": error}
+        bundle = self._best_bundle()
+        bundle = replace(bundle, calibration=self._calibrate(bundle))
         cpu_s, ranks = self._cpu_s(), self._gather(self.watch.timing())
-        summary = self._finish(cpu_s, ranks) if self.rank == 0 else {}
+        summary = self._finish(bundle, cpu_s, ranks) if self.rank == 0 else {}
         self.log.close()
         if self.num_workers > 1:
             dist.barrier()
@@ -295,16 +300,42 @@ class _Worker:
             dist.all_gather_object(values, mine)
         return values
 
-    def _finish(self, cpu_s: float, ranks: list[RankTiming]) -> dict[str, Any]:
-        """Turn the best epoch's weights into the bundle and write goodput.json."""
+    def _best_bundle(self) -> Bundle:
+        """The best epoch's weights as a bundle, on every rank."""
         job, progress = self.job, self.progress
+        if self.num_workers > 1:
+            dist.barrier()  # rank 0 may still be writing the checkpoint
         averaged = self.average is not None
         load_weights(job.checkpoints, progress.best_checkpoint, self.model, self.device, averaged)
         metrics = {"val": progress.best_metrics, "epoch": progress.best_epoch, "epochs": progress.epoch}
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
-        bundle = Bundle(
+        return Bundle(
             job.specs, job.manifest.classes, job.model, self.model, metrics, origin, profile=job.profile
         )
+
+    def _calibrate(self, bundle: Bundle) -> Calibration | None:
+        """Temperatures from the validation records, on rank 0; every rank predicts its share of them."""
+        job = self.job
+        if not job.validates:
+            return None
+        chunks = calibration_chunks(bundle, self.schedule, "val", self.rank, self.num_workers)
+        # In threads: it is not worth starting tasks for so few records.
+        reading = job.pipeline.model_copy(update={"placement": "local"})
+        self.watch.begin("val")
+        self.batches = self._batches(stream_steps(job.reader(), chunks, reading, self._readers()))
+        batches = (self._next_batch() for _ in range(sum(chunk.steps for chunk in chunks)))
+        by_lane = job.train.adds_lane_by_lane(self.device.type)
+        rows_at_once = self.schedule.rows_per_lane if by_lane else None
+        found = observe(bundle, batches, rows_at_once, self.watch.stage)
+        self.rejected.clear()  # the epochs' validation has counted them
+        with self.watch.stage("synchronise"):
+            every = self._gather(found)
+        with self.watch.stage("evaluation"):
+            return fit_observed(bundle, every, job.manifest.fingerprint, "val") if self.rank == 0 else None
+
+    def _finish(self, bundle: Bundle, cpu_s: float, ranks: list[RankTiming]) -> dict[str, Any]:
+        """Write the bundle and goodput.json."""
+        job, progress = self.job, self.progress
         fingerprint = save_bundle(job.bundle, bundle)
         tasks_cpus = (job.worker_cpus + job.reader_cpus) * len(ranks)
         tasks_read = any(rank.reading["rows_ray"] for rank in ranks)
