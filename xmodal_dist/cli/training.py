@@ -1,0 +1,51 @@
+"""Commands that train, and compare what was trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from xmodal_dist.cli.options import AsJson, Config, DataPath, NumWorkers, Overrides, say, show_result
+
+__all__ = ["report", "train"]
+
+
+def train(
+    data: DataPath,
+    output: Annotated[str, typer.Option("--output", help="Run directory to write.")] = "runs/train",
+    config: Config = None,
+    overrides: Overrides = None,
+    num_workers: NumWorkers = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier on a packed dataset."""
+    from xmodal_dist import api
+
+    result = api.train(
+        data, output, config=config, set=overrides or (), num_workers=num_workers, resume=resume
+    )
+    figures = _figures(result.metrics, "accuracy", "macro_f1", "loss")
+    text = f"trained {result.metrics['epochs']} epochs, best {result.metrics['best_epoch']}; validation: {figures}"
+    show_result(
+        result._asdict(),
+        as_json,
+        lambda: say(f"{text}\nmodel:  {result.bundle}\nreport: {result.run}/report.html"),
+    )
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
+    output: Annotated[str, typer.Option("--output", help="HTML file to write.")] = "runs.html",
+) -> None:
+    """Compare training runs on one page."""
+    from xmodal_dist import api
+
+    say(f"report: {api.report(runs, output)}")
+
+
+def _figures(metrics: dict[str, Any], *names: str) -> str:
+    return (
+        ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics) or "none (no val split)"
+    )
