@@ -19,10 +19,12 @@ from xmodal_dist.dataset.verify import VerifyResult, verify_dataset
 from xmodal_dist.doctor import Finding, examine
 from xmodal_dist.errors import UsageError
 from xmodal_dist.evaluate import Evaluation, evaluate_predictions
+from xmodal_dist.explain import job as explaining
 from xmodal_dist.ingest import pack as packing
 from xmodal_dist.progress import ConsoleProgress
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
+from xmodal_dist.report import explanation as explanation_page
 from xmodal_dist.report import scoring as scoring_page
 from xmodal_dist.report import training as training_page
 from xmodal_dist.score import job as scoring
@@ -34,7 +36,7 @@ from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
-__all__ = ["doctor", "evaluate", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
+__all__ = ["doctor", "evaluate", "explain", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
 
 _NUM_WORST = 20
 
@@ -170,6 +172,40 @@ def _write_evaluation_page(
     header = {"bundle": bundle, "dataset": data, "split": split}
     page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def explain(
+    bundle: str,
+    data: str,
+    output: str,
+    *,
+    split: str = "test",
+    rows: int = 24,
+    ids: Sequence[str] = (),
+    max_rows: int = 2000,
+) -> dict[str, Any]:
+    """Explain a bundle's predictions of a split and return the content of ``explanation.json``.
+
+    Args:
+        bundle: the trained model.
+        data: the dataset.
+        output: directory to write: explanation.json, explanations.parquet, report.html.
+        split: which split.
+        rows: records to look at closely: the most confident errors, then some right ones.
+        ids: look at these records instead.
+        max_rows: most records that contributions and importances are taken over; drawn evenly, always the same.
+    """
+    bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
+    found = explaining.explain(bundle, data, split, rows, ids, max_rows)
+    shown = examples.find(data, load_manifest(data), split, found.shown)
+    header = {"bundle": bundle, "dataset": data, "split": split}
+    page = explanation_page.render(found.content, shown, found.views, header)
+    sink = io.BytesIO()
+    pq.write_table(found.table, sink)
+    storage.write_bytes(storage.join(output, "explanations.parquet"), sink.getvalue())
+    _write_json(storage.join(output, "explanation.json"), found.content)
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return found.content
 
 
 def score(

@@ -178,6 +178,26 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    bundle: _BundlePath,
+    data: _DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")],
+    split: Annotated[str, typer.Option(help="Split to explain.")] = "test",
+    rows: Annotated[int, typer.Option(min=1, help="Records to look at closely, worst errors first.")] = 24,
+    ids: Annotated[list[str] | None, typer.Option("--ids", help="Look at this one; may be repeated.")] = None,
+    max_rows: Annotated[
+        int, typer.Option("--max-rows", min=1, help="Most records to take means over.")
+    ] = 2000,
+    as_json: _AsJson = False,
+) -> None:
+    """Explain predictions: what each modality contributes, and which places, words and columns matter."""
+    from xmodal_dist import api
+
+    found = api.explain(bundle, data, output, split=split, rows=rows, ids=ids or (), max_rows=max_rows)
+    _result(found, as_json, lambda: _print(*_contributions(found), f"report: {output}/report.html"))
+
+
+@app.command()
 def score(
     bundle: _BundlePath,
     input: Annotated[
@@ -313,6 +333,15 @@ def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
             name, _number(values["accuracy"]), _number(values["macro_f1"]), str(values["rows_present"])
         )
     return [whole, parts]
+
+
+def _contributions(found: dict[str, Any]) -> list[Any]:
+    table = Table("field", "mean size", "mean", "when right", "when wrong", box=None, pad_edge=False)
+    for name, values in found["fields"].items():
+        signed = (values[group]["mean_signed"] for group in ("all", "right", "wrong"))
+        table.add_row(name, _number(values["all"]["mean_absolute"]), *map(_number, signed))
+    rows = f"{found['rows']} of {found['rows_split']} records; {found['rows_rejected']} could not be read"
+    return [f"{rows}. Contributions to the probability of the predicted class:", table]
 
 
 def _figures(metrics: dict[str, Any], *names: str) -> str:

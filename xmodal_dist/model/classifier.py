@@ -77,6 +77,11 @@ class CrossModalClassifier(nn.Module):
             len(self.fields), settings.width, num_classes, settings.dropout
         )
 
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """Each field's encoder by name."""
+        return dict(zip(self.fields, self._encoders, strict=True))
+
     def forward(
         self, inputs: Mapping[str, Tensors], present: torch.Tensor, keys: torch.Tensor | None = None
     ) -> Output:
