@@ -112,14 +112,13 @@ class Bundle:
             for name, present in shown.items()
         }
         probabilities = {
-            name: (values / self._temperatures(shown[name])).softmax(dim=-1)
-            for name, values in logits.items()
+            name: (values / self.temperatures(shown[name])).softmax(dim=-1) for name, values in logits.items()
         }
         embedding = self.model.embed(features, batch.present).float()
         return Prediction(logits, probabilities, features.float(), embedding)
 
-    def _temperatures(self, present: torch.Tensor) -> torch.Tensor | float:
-        """[B, 1] for fields [B, M]."""
+    def temperatures(self, present: torch.Tensor) -> torch.Tensor | float:
+        """What logits are divided by before the softmax, [B, 1], for fields [B, M]; 1 without a calibration."""
         if self.calibration is None:
             return 1.0
         masks, temperatures = self._calibrated

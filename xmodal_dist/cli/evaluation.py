@@ -9,7 +9,7 @@ from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, BundlePath, DataPath, NumWorkers, number, show, show_result
 
-__all__ = ["calibrate", "evaluate"]
+__all__ = ["calibrate", "evaluate", "explain"]
 
 
 def evaluate(
@@ -28,6 +28,25 @@ def evaluate(
     output = output or api.evaluation_path(bundle, split)
     metrics = api.evaluate(bundle, data, output, split=split, num_workers=num_workers)
     show_result(metrics, as_json, lambda: show(*_evaluation_tables(metrics), f"report: {output}/report.html"))
+
+
+def explain(
+    bundle: BundlePath,
+    data: DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")],
+    split: Annotated[str, typer.Option(help="Split to explain.")] = "test",
+    rows: Annotated[int, typer.Option(min=1, help="Records to look at closely, worst errors first.")] = 24,
+    ids: Annotated[list[str] | None, typer.Option("--ids", help="Look at this one; may be repeated.")] = None,
+    max_rows: Annotated[
+        int, typer.Option("--max-rows", min=1, help="Most records to take means over.")
+    ] = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """Explain predictions: what each modality contributes, and which places, words and columns matter."""
+    from xmodal_dist import api
+
+    found = api.explain(bundle, data, output, split=split, rows=rows, ids=ids or (), max_rows=max_rows)
+    show_result(found, as_json, lambda: show(*_contributions(found), f"report: {output}/report.html"))
 
 
 def calibrate(
@@ -62,6 +81,15 @@ def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
             name, number(values["accuracy"]), number(values["macro_f1"]), str(values["rows_present"])
         )
     return [whole, parts]
+
+
+def _contributions(found: dict[str, Any]) -> list[Any]:
+    table = Table("field", "mean size", "mean", "when right", "when wrong", box=None, pad_edge=False)
+    for name, values in found["fields"].items():
+        signed = (values[group]["mean_signed"] for group in ("all", "right", "wrong"))
+        table.add_row(name, number(values["all"]["mean_absolute"]), *map(number, signed))
+    rows = f"{found['rows']} of {found['rows_split']} records; {found['rows_rejected']} could not be read"
+    return [f"{rows}. Contributions to the probability of the predicted class:", table]
 
 
 def _calibration_table(found: dict[str, Any]) -> Table:

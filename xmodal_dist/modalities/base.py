@@ -127,6 +127,16 @@ class Modality(ABC, Generic[S]):
         del settings, fitted, arrays
         return {}
 
+    def words(self, settings: S, fitted: Fitted, values: Sequence[Any]) -> list[tuple[str, int]]:
+        """The words of one record's value in the order in which the encoder reads their tokens; by default none.
+
+        Returns:
+            Each word as written, and how many ids of :meth:`decode` are its own: 0 if it was cut off. An empty string
+            stands for ids that belong to no word, as the border of two columns.
+        """
+        del settings, fitted, values
+        return []
+
     @abstractmethod
     def transform(self, settings: S, fitted: Fitted, tensors: Tensors, keys: Any | None) -> Tensors:
         """Normalise and, with ``keys`` ([B] int64 tensor), augment a batch on its device; deterministic without."""

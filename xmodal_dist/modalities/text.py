@@ -135,6 +135,18 @@ class TextModality(Modality[TextSettings]):
         share = single / np.maximum(tokens, 1)
         return {"tokens": tokens.astype(np.float32), "unknown_share": share.astype(np.float32)}
 
+    def words(self, settings: TextSettings, fitted: Fitted, values: Sequence[Any]) -> list[tuple[str, int]]:
+        """What stands between white space."""
+        texts, _ = _texts([pa.array([value]) for value in values])
+        known, left = _words(fitted.files[_TOKENIZER_FILE]), int(fitted.values["num_tokens"])
+        found: list[tuple[str, int]] = []
+        for words in (text.split() for (text,) in texts if text and text.strip()):
+            counts = [(word, len(known[word]) // _ID_BYTES) for word in words]
+            for word, count in [("", 1), *counts] if found else counts:
+                found.append((word, min(count, left)))
+                left -= found[-1][1]
+        return found
+
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:

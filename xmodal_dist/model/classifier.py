@@ -93,6 +93,11 @@ class CrossModalClassifier(nn.Module):
         )  # fmt: skip
         self.fusion = FUSIONS[settings.fusion](sizes)
 
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """Each field's encoder by name."""
+        return dict(zip(self.fields, self._encoders, strict=True))
+
     def forward(
         self,
         inputs: Mapping[str, Tensors],

@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 from xmodal_dist.bundle import Bundle, subsets
 from xmodal_dist.errors import UsageError
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.shapley import shapley_values
 
 __all__ = [
     "ABSTAINED",
+    "COALITIONS",
+    "CONTRIBUTIONS",
     "EMBEDDING",
     "EMBEDDING_PREFIX",
     "FEATURES",
@@ -27,6 +30,8 @@ __all__ = [
 PROBABILITIES, LOGITS, EMBEDDING, FEATURES = "probabilities", "logits", "embedding", "features"
 """What a model says of n records: [n, C], calibrated; [n, C], as the network gives them; [n, E]; of each field
 [n, M, D]. ``SUBSET_PREFIX`` + name of a subset is [n, C], calibrated."""
+COALITIONS, CONTRIBUTIONS = "coalitions", "contributions"
+"""What every set of fields says of the predicted class, [n, 2^M], and what comes of it: a Shapley value a field."""
 SUBSET_PREFIX = "subset:"
 EMBEDDING_PREFIX = "embedding:"
 ABSTAINED = "(abstained)"
@@ -66,6 +71,8 @@ def output_schema(
     if settings.embeddings:
         features = _vectors(bundle.settings.width)
         columns += [(EMBEDDING_PREFIX + spec.name, features) for spec in bundle.specs]
+    if settings.contributions:
+        columns.append((CONTRIBUTIONS, pa.struct([(spec.name, pa.float32()) for spec in bundle.specs])))
     if settings.evaluation:
         columns += [("truth", pa.string()), *((name, all_classes) for name in subset_names(bundle))]
     taken = {name for name, _ in columns}
@@ -143,7 +150,11 @@ def prediction_columns(
         for place, spec in enumerate(bundle.specs):
             features = values[FEATURES][:, place]
             columns[EMBEDDING_PREFIX + spec.name] = _fixed(features, ~present[:, place])
-    plain = {name: vectors for name, vectors in values.items() if name != FEATURES}
+    if settings.contributions:
+        shares = shapley_values(values[COALITIONS]).astype(np.float32)
+        parts = [pa.array(shares[:, m], mask=~present[:, m]) for m in range(len(bundle.specs))]
+        columns[CONTRIBUTIONS] = pa.StructArray.from_arrays(parts, [spec.name for spec in bundle.specs])
+    plain = {name: vectors for name, vectors in values.items() if name not in (FEATURES, COALITIONS)}
     return columns | {name: _fixed(vectors) for name, vectors in plain.items()}
 
 

@@ -23,8 +23,16 @@ from xmodal_dist.bundle import Bundle, load_bundle, subsets
 from xmodal_dist.errors import CheckpointError
 from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes
 from xmodal_dist.score.decoder import records_of
-from xmodal_dist.score.outputs import EMBEDDING, FEATURES, LOGITS, PROBABILITIES, SUBSET_PREFIX
+from xmodal_dist.score.outputs import (
+    COALITIONS,
+    EMBEDDING,
+    FEATURES,
+    LOGITS,
+    PROBABILITIES,
+    SUBSET_PREFIX,
+)
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.shapley import coalition_masks, coalition_values
 
 __all__ = ["BatchSize", "Predicted", "Predictor"]
 
@@ -111,6 +119,7 @@ class Predictor:
         self._most_read_rows = max(1, _READ_BYTES // decoded_row_bytes(bundle.specs))
         self._lock = threading.Lock()
         self._masks = subsets(bundle.specs, nothing=True) if settings.evaluation else {}
+        self._coalitions = coalition_masks(len(bundle.specs)) if settings.contributions else {}
         self._is_gpu = device.type == "cuda"
         self._size = BatchSize(settings.batch_rows, _MOST_GPU_ROWS if self._is_gpu else _MOST_CPU_ROWS)
         self._half = settings.precision == "bfloat16"
@@ -223,7 +232,7 @@ class Predictor:
         """The outputs that are asked for, by name, on the device."""
         asked = self._settings
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            said = self.bundle.predict(batch.to(self.device), self._masks)
+            said = self.bundle.predict(batch.to(self.device), self._masks | self._coalitions)
         found = {PROBABILITIES: said.probabilities[""]}
         if asked.logits:
             found[LOGITS] = said.logits[""]
@@ -231,6 +240,8 @@ class Predictor:
             found[EMBEDDING] = said.embedding
         if asked.embeddings:
             found[FEATURES] = said.features
+        if asked.contributions:
+            found[COALITIONS] = coalition_values(said.probabilities)
         return found | {SUBSET_PREFIX + name: said.probabilities[name] for name in self._masks}
 
     def _to_host(self, pieces: list[_Piece]) -> dict[str, NDArray[np.float32]]:

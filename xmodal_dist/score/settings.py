@@ -24,6 +24,8 @@ class ScoreSettings(Settings):
         logits: add the logits of all classes.
         embedding: add the fused features that the prediction was made from.
         embeddings: add the features of each field, null where the record lacks it.
+        contributions: add each field's Shapley value: how much of the predicted class's probability is its doing, null
+            where the record lacks it. Takes 2^fields passes through the fusion, and one through the encoders as ever.
         modalities: add the fields that the record has; evaluation needs them.
         abstain_below: where the best class is less probable than this, give no label; None always gives one.
         target_precision: give no label below the lowest probability at which, on the records that the bundle was
@@ -58,6 +60,7 @@ class ScoreSettings(Settings):
     logits: bool = False
     embedding: bool = False
     embeddings: bool = False
+    contributions: bool = False
     modalities: bool = True
     abstain_below: float | None = Field(None, ge=0, le=1)
     target_precision: float | None = Field(None, gt=0, le=1)

@@ -1,0 +1,24 @@
+"""The commands as Python functions, with the same names and arguments: each settles settings and joins the rooms."""
+
+from __future__ import annotations
+
+from xmodal_dist.api.data import doctor, inspect, pack, verify
+from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, explain
+from xmodal_dist.api.scoring import gc, retry, score
+from xmodal_dist.api.training import report, train
+
+__all__ = [
+    "calibrate",
+    "doctor",
+    "evaluate",
+    "evaluation_path",
+    "explain",
+    "gc",
+    "inspect",
+    "pack",
+    "report",
+    "retry",
+    "score",
+    "train",
+    "verify",
+]

@@ -1,0 +1,146 @@
+"""What a model is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from xmodal_dist import runtime, storage
+from xmodal_dist.bundle import load_bundle, save_bundle, save_calibration
+from xmodal_dist.dataset.manifest import Manifest, load_manifest
+from xmodal_dist.errors import UsageError
+from xmodal_dist.evaluate import Evaluation, evaluate_predictions
+from xmodal_dist.explain import job as explaining
+from xmodal_dist.report import evaluation as evaluation_page
+from xmodal_dist.report import examples
+from xmodal_dist.report import explanation as explanation_page
+from xmodal_dist.score import job as scoring
+from xmodal_dist.score.ledger import read_predictions
+from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.train.calibration import calibrate_on
+
+__all__ = ["EVALUATIONS", "calibrate", "evaluate", "evaluation_path", "explain"]
+
+_NUM_WORST = 20
+_TARGET_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
+EVALUATIONS = "evaluation"
+"""Folder of a run that holds its evaluations, by split."""
+
+
+def evaluate(
+    bundle: str, data: str, output: str | None = None, *, split: str = "test", num_workers: int | None = None
+) -> dict[str, Any]:
+    """Evaluate a bundle on a split of a dataset and return the content of ``metrics.json``.
+
+    Args:
+        bundle: the trained model.
+        data: the dataset.
+        output: directory to write: metrics.json, predictions.parquet, report.html. None takes the run's
+            ``evaluation/SPLIT``, where reports of runs look for it.
+        split: which split.
+        num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
+    """
+    bundle, data = storage.absolute(bundle), storage.absolute(data)
+    output = storage.absolute(output or evaluation_path(bundle, split))
+    manifest = load_manifest(data)
+    manifest.split_shards(split)
+    model = load_bundle(bundle)
+    with runtime.connect():
+        settings = ScoreSettings(evaluation=True, split=split, logits=model.calibration is not None)
+        scored = scoring.score(
+            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
+        )
+    predictions = read_predictions(scored.output)
+    thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
+    outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
+    sink = io.BytesIO()
+    pq.write_table(predictions, sink)
+    storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())
+    _write_json(storage.join(output, "metrics.json"), outcome.metrics)
+    _write_evaluation_page(output, bundle, data, split, manifest, outcome)
+    return outcome.metrics
+
+
+def evaluation_path(bundle: str, split: str) -> str:
+    """Where the evaluation of a bundle is written if nobody says: beside the bundle, in its run."""
+    return storage.join(bundle.rstrip("/").rpartition("/")[0] or ".", EVALUATIONS, split)
+
+
+def _write_evaluation_page(
+    output: str, bundle: str, data: str, split: str, manifest: Manifest, outcome: Evaluation
+) -> None:
+    shown = examples.find(data, manifest, split, outcome.worst)
+    header = {"bundle": bundle, "dataset": data, "split": split}
+    page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def calibrate(bundle: str, data: str, *, split: str = "val", output: str | None = None) -> dict[str, Any]:
+    """Fit a bundle's temperatures and abstention thresholds, which training did where it had a validation split.
+
+    Args:
+        bundle: the trained model.
+        data: a dataset with its fields and classes.
+        split: of records that the model was not trained on.
+        output: where to write the calibrated bundle; None changes ``bundle``. Its fingerprint is a new one either way.
+
+    Returns:
+        ``bundle`` (path), ``fingerprint``, and the content of its ``calibration.json``.
+    """
+    bundle, data = storage.absolute(bundle), storage.absolute(data)
+    target = bundle if output is None else storage.absolute(output)
+    if target != bundle and storage.exists(target) and storage.list_files(target):
+        raise UsageError(f"{target!r} already holds files; choose an empty or new directory for --output")
+    manifest = load_manifest(data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_bundle(bundle, device)
+    found = calibrate_on(model, device, data, manifest, split)
+    if target == bundle:
+        fingerprint = save_calibration(bundle, found)
+    else:
+        fingerprint = save_bundle(target, dataclasses.replace(model, calibration=found))
+    return {"bundle": target, "fingerprint": fingerprint, **found.to_json()}
+
+
+def explain(
+    bundle: str,
+    data: str,
+    output: str,
+    *,
+    split: str = "test",
+    rows: int = 24,
+    ids: Sequence[str] = (),
+    max_rows: int = 2000,
+) -> dict[str, Any]:
+    """Explain a bundle's predictions of a split and return the content of ``explanation.json``.
+
+    Args:
+        bundle: the trained model.
+        data: the dataset.
+        output: directory to write: explanation.json, explanations.parquet, report.html.
+        split: which split.
+        rows: records to look at closely: the most confident errors, then some right ones.
+        ids: look at these records instead.
+        max_rows: most records that contributions and importances are taken over; drawn evenly, always the same.
+    """
+    bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
+    found = explaining.explain(bundle, data, split, rows, ids, max_rows)
+    shown = examples.find(data, load_manifest(data), split, found.shown)
+    header = {"bundle": bundle, "dataset": data, "split": split}
+    page = explanation_page.render(found.content, shown, found.views, header)
+    sink = io.BytesIO()
+    pq.write_table(found.table, sink)
+    storage.write_bytes(storage.join(output, "explanations.parquet"), sink.getvalue())
+    _write_json(storage.join(output, "explanation.json"), found.content)
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return found.content
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    storage.write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
