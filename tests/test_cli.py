@@ -68,6 +68,28 @@ def test_everything_it_made_verifies(
     assert json.loads(out) == {"lost": 0, "duplicated": 0, "failed_checks": []}
 
 
+def test_explain_writes_a_page_and_prints_contributions(
+    capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    paths = ("--bundle", str(workplace / "run" / "bundle"), "--data", str(workplace / "dataset"))
+    out, _ = _xmodal(capsys, "explain", *paths, "--output", str(workplace / "why"), "--rows", "3")
+    assert "15 of 15 records; 0 could not be read" in out and "caption" in out
+    assert (workplace / "why" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    out, _ = _xmodal(
+        capsys,
+        "explain",
+        *paths,
+        "--output",
+        str(workplace / "x"),
+        "--split",
+        "val",
+        "--max-rows",
+        "4",
+        "--json",
+    )
+    assert json.loads(out)["rows"] == 4
+
+
 def test_a_split_that_is_not_there_is_named(
     ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:

@@ -34,6 +34,7 @@ EVERYTHING = {
     "logits": True,
     "embedding": True,
     "embeddings": True,
+    "contributions": True,
     "abstain_below": 0.4,
 }
 
@@ -78,6 +79,10 @@ def output(bundle: str, tiny_dataset: str, tmp_path_factory: pytest.TempPathFact
             {"top_k": 0, "modalities": False, "embeddings": True},
             ["id", "label", "probability", *(f"embedding:{name}" for name in FIELDS)],
         ),
+        (
+            {"top_k": 0, "modalities": False, "contributions": True},
+            ["id", "label", "probability", "contributions"],
+        ),
     ],
 )
 def test_settings_choose_the_columns(
@@ -101,6 +106,21 @@ def test_vectors_agree_with_each_other_and_with_what_is_missing(output: Path) ->
         assert column.type == pa.list_(pa.float32(), 16)
         assert [v is not None for v in column.to_pylist()] == [name in names for names in modalities]
         assert 0 < column.null_count < 150 or name == "weather"
+
+
+def test_contributions_add_up_and_are_null_where_a_field_is_missing(output: Path) -> None:
+    rows = ledger.read_predictions(str(output)).to_pylist()
+    assert pq.read_schema(next((output / "data").glob("*.parquet"))).field("contributions").type == pa.struct(
+        [(name, pa.float32()) for name in FIELDS]
+    )
+    left: dict[str, list[float]] = {}
+    for row in rows:
+        given = row["contributions"]
+        assert [name for name in FIELDS if given[name] is not None] == row["modalities"]
+        best = row["top_k"][0]
+        left.setdefault(best["label"], []).append(best["probability"] - sum(v or 0.0 for v in given.values()))
+    for baselines in left.values():  # what is left is the class's probability with nothing shown
+        assert np.ptp(baselines) < 1e-5 and 0 < np.mean(baselines) < 1
 
 
 def test_an_unsure_record_has_no_label_but_says_what_it_might_be(output: Path) -> None:

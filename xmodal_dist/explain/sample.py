@@ -33,7 +33,7 @@ _BATCH_ROWS = 64
 _FETCHES = 8
 _SEED = 0
 
-Places = list[tuple[str, NDArray[np.int64]]]
+_Places = list[tuple[str, NDArray[np.int64]]]
 """Files, and which of their rows."""
 
 
@@ -62,7 +62,7 @@ class Seen:
         return found
 
 
-def choose(dataset: str, manifest: Manifest, split: str, max_rows: int, ids: Sequence[str]) -> Places:
+def choose(dataset: str, manifest: Manifest, split: str, max_rows: int, ids: Sequence[str]) -> _Places:
     """At most ``max_rows`` records of a split, drawn evenly, always the same; those with ``ids`` are among them.
 
     Raises:
@@ -98,7 +98,7 @@ def _positions(shards: Sequence[tuple[str, int]], ids: Sequence[str]) -> dict[st
     return found
 
 
-def read(places: Places, specs: Sequence[FieldSpec]) -> Iterator[tuple[pa.Table, str]]:
+def read(places: _Places, specs: Sequence[FieldSpec]) -> Iterator[tuple[pa.Table, str]]:
     """The chosen records in order, a batch at a time, each with the folder in which paths of media start."""
     columns = [ID, LABEL, *(name for spec in specs for name in spec.columns)]
     for path, rows in places:

@@ -48,6 +48,7 @@ def render(
         run=run,
         cards=_cards(content),
         content=content,
+        methods=set(content["explained_by"].values()),
         summary=_summary(content),
         fields=_fields(content["fields"]),
         classes=_classes(content),
@@ -80,7 +81,13 @@ def _mean(content: Mapping[str, Any], field: str) -> float:
 
 
 def _points(value: float | None) -> str:
-    return number(None) if value is None else f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return number(None) if value is None else _signed(100 * value, 1, "+")
+
+
+def _signed(value: float, digits: int, plus: str = "") -> str:
+    """Fixed decimals; what rounds to 0 has no sign."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else ("\N{MINUS SIGN}" if value < 0 else plus) + text
 
 
 def _by_strength(fields: Mapping[str, Any]) -> list[str]:
@@ -151,7 +158,7 @@ def _columns(columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _with_spread(value: float | None, spread: float | None, factor: float, digits: int) -> str:
     if value is None:
         return number(None)
-    text = f"{factor * value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    text = _signed(factor * value, digits)
     return text if spread is None else f"{text} \N{PLUS-MINUS SIGN} {factor * spread:.{digits}f}"
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 __all__ = ["Seen", "overlay", "words"]
 
-_SIDE_PX, _WIDE_PX, _FRAME_GAP_PX = 160, 320, 4
+_SIDE_PX, _WIDE_PX, _FRAME_GAP_PX = 144, 300, 4
 _MAX_FRAMES = 6
 _MAX_WORDS = 400
-_STRENGTH = 0.7
+_STRENGTH = 0.85
 _FADED = 0.55
 
 
@@ -70,7 +70,7 @@ def _blended(seen: Seen, place: int, heat: NDArray[np.float32]) -> NDArray[np.ui
     size = (max(1, round(picture.width * factor)), max(48, round(picture.height * factor)))
     grey = np.asarray(picture.resize(size, Image.Resampling.BICUBIC).convert("L"), dtype=np.float32) / 255
     shown = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    colour = matplotlib.colormaps["turbo"](0.25 + 0.7 * shown)[..., :3]
+    colour = matplotlib.colormaps["YlOrRd"](0.15 + 0.8 * shown)[..., :3]
     opacity = (_STRENGTH * shown**0.75)[..., None]
     base = (1 - _FADED + _FADED * grey)[..., None] if seen.upward else grey[..., None]
     blended = (1 - opacity) * base + opacity * colour

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from xmodal_dist.bundle import Bundle, subsets
 from xmodal_dist.errors import UsageError
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.shapley import shapley_values
+from xmodal_dist.shapley import coalition_masks, shapley_values
 
 __all__ = [
     "ABSTAINED",
@@ -44,12 +44,14 @@ def output_schema(
     """Columns of every part; the elements of lists have the name that Parquet gives them.
 
     Raises:
-        UsageError: two columns of one name, or settings that contradict each other.
+        UsageError: two columns of one name, settings that contradict each other, or too many fields for contributions.
     """
     if settings.evaluation and settings.abstain_below is not None:
         raise UsageError(
             "score.abstain_below leaves records without a label, and evaluation needs all of them"
         )
+    if settings.contributions:
+        coalition_masks(len(bundle.specs))  # refuses too many fields before anything is scored
     all_classes = _vectors(len(bundle.classes))
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
