@@ -161,6 +161,27 @@ def train(
     )
 
 
+@app.command("find-lr")
+def find_lr(
+    data: _DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")] = "runs/find-lr",
+    config: _Config = None,
+    overrides: _Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sweep.")] = 100,
+    lowest: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-5,
+    highest: Annotated[float, typer.Option(help="Learning rate of the last step.")] = 1.0,
+    as_json: _AsJson = False,
+) -> None:
+    """Look for a learning rate: some training steps at a rising one, in this process."""
+    from xmodal_dist import api
+
+    found = api.find_lr(
+        data, output, config=config, set=overrides or (), steps=steps, lowest=lowest, highest=highest
+    )
+    text = f"lowest loss at {found.lowest_loss_at:.2g}; suggested: --set train.learning_rate={found.suggestion:g}"
+    _result(found._asdict(), as_json, lambda: _say(f"{text}\nreport: {output}/report.html"))
+
+
 @app.command()
 def evaluate(
     bundle: _BundlePath,
