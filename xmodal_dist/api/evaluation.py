@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from xmodal_dist import runtime, storage
+from xmodal_dist.api.files import write_json
 from xmodal_dist.bundle import load_bundle, save_bundle, save_calibration
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
 from xmodal_dist.errors import UsageError
@@ -62,7 +62,7 @@ def evaluate(
     sink = io.BytesIO()
     pq.write_table(predictions, sink)
     storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())
-    _write_json(storage.join(output, "metrics.json"), outcome.metrics)
+    write_json(storage.join(output, "metrics.json"), outcome.metrics)
     _write_evaluation_page(output, bundle, data, split, manifest, outcome)
     return outcome.metrics
 
@@ -137,10 +137,6 @@ def explain(
     sink = io.BytesIO()
     pq.write_table(found.table, sink)
     storage.write_bytes(storage.join(output, "explanations.parquet"), sink.getvalue())
-    _write_json(storage.join(output, "explanation.json"), found.content)
+    write_json(storage.join(output, "explanation.json"), found.content)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     return found.content
-
-
-def _write_json(path: str, content: dict[str, Any]) -> None:
-    storage.write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

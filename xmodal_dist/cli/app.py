@@ -34,6 +34,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
+app.command("find-lr")(training.find_lr)
 _config_app.command("print")(tools.config_print)
 _config_app.command("schema")(tools.config_schema)
 _config_app.command("validate")(tools.config_validate)
