@@ -43,7 +43,7 @@ def output_schema(
     """
     if settings.evaluation and settings.abstain_below is not None:
         raise UsageError(
-            "score.abstain_below leaves records without a label, and evaluation needs all of them"
+            "score.abstain_below (or target_precision) leaves records without a label, and evaluation needs all of them"
         )
     all_classes = _vectors(len(bundle.classes))
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
