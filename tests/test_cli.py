@@ -90,6 +90,27 @@ def test_explain_writes_a_page_and_prints_contributions(
     assert json.loads(out)["rows"] == 4
 
 
+def test_a_bundle_is_calibrated_anew_and_what_it_cannot_promise_is_told(
+    ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    bundle, dataset, other = (str(workplace / name) for name in ("run/bundle", "dataset", "calibrated"))
+    trained = json.loads((workplace / "run" / "bundle" / "MANIFEST.json").read_text())
+    assert "calibration.json" in trained["files"], "training calibrates"
+    command = ("calibrate", "--bundle", bundle, "--data", dataset, "--split", "train", "--output", other)
+    out, _ = _xmodal(capsys, *command, "--json")
+    found = json.loads(out)
+    assert found["split"] == "train" and found["whole"]["rows"] == 120
+    assert found["fingerprint"] != trained["fingerprint"]
+    out, _ = _xmodal(capsys, "verify", other)
+    assert "failed_checks=0" in out
+    _, err = _xmodal(capsys, *command, code=2)
+    assert "already holds files" in err
+    inputs = str(workplace / "dataset" / "data")
+    arguments = ("score", "--bundle", bundle, "--input", inputs, "--output", str(workplace / "y"))
+    _, err = _xmodal(capsys, *arguments, "--set", "score.target_precision=0.98", code=2)
+    assert "0.98 is out of reach: of the 15 records of 'val'" in err
+
+
 def test_a_split_that_is_not_there_is_named(
     ray_session: None, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:

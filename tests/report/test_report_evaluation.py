@@ -10,6 +10,7 @@ from xmodal_dist.report.evaluation import Example, render
 from xmodal_dist.report.page import self_contained
 
 RUN = {"bundle": "runs/a/bundle", "split": "test"}
+UNCALIBRATED = {"withheld": None, "uncalibrated": None, "abstention": []}
 
 
 def _results(names, rows=80, subsets=True):
@@ -19,11 +20,18 @@ def _results(names, rows=80, subsets=True):
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     metrics = classification_metrics(truth, probabilities, names)
     single = {"rows": rows, "rows_present": 9, "accuracy": 0.5, "accuracy_present": None, "macro_f1": 0.4}
+    single["ece"] = 0.0321
     per_subset = {"image": single | {"log_loss": 1.0}, "image+text": single | {"log_loss": 0.5}}
     extra = {"per_subset": per_subset, "best_single": "image", "fusion_gain": 0.123}
     if not subsets:
         extra = {"per_subset": {}, "best_single": None, "fusion_gain": None}
-    return metrics | extra, {"reliability": reliability_bins(truth, probabilities)}
+    return metrics | extra | UNCALIBRATED, _curves(truth, probabilities)
+
+
+def _curves(truth, probabilities):
+    abstention = {"threshold": [0.3, 0.9], "coverage": [1.0, 0.5], "precision": [0.8, 0.95]}
+    bins = reliability_bins(truth, probabilities)
+    return {"reliability": bins, "reliability_uncalibrated": None, "abstention": abstention}
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 90])
@@ -68,8 +76,26 @@ def test_page_without_subsets_or_errors():
 
 
 def test_undefined_metrics_are_dashes():
-    one = classification_metrics(np.array([0, 0]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"])
-    curves = {"reliability": reliability_bins(np.array([0, 0]), np.array([[0.9, 0.1], [0.8, 0.2]]))}
-    html = render(one | {"per_subset": {}, "best_single": None, "fusion_gain": None}, [], curves, {})
+    truth, probabilities = np.array([0, 0]), np.array([[0.9, 0.1], [0.8, 0.2]])
+    one = classification_metrics(truth, probabilities, ["a", "b"])
+    nothing = {"per_subset": {}, "best_single": None, "fusion_gain": None} | UNCALIBRATED
+    html = render(one | nothing, [], _curves(truth, probabilities), {})
     assert '<span class="label">AUROC</span><span class="value">–</span>' in html
     assert "nan" not in html.lower().replace("nano", "")
+
+
+def test_calibration_is_shown_before_and_after_and_thresholds_with_what_they_come_to():
+    metrics, curves = _results(["a", "b"])
+    plain = render(metrics, [], curves, {})
+    assert "before calibration" not in plain and "Accuracy with fields withheld" not in plain
+    metrics["uncalibrated"] = {"ece": 0.1234, "log_loss": 0.5}
+    metrics["withheld"] = [{"share": 0.0, "accuracy": 0.9}, {"share": 0.9, "accuracy": 0.4}]
+    reached = {"target_precision": 0.9, "threshold": 0.6543, "coverage": 0.812, "precision": 0.934}
+    beyond = {"target_precision": 0.99, "threshold": None, "coverage": None, "precision": None}
+    metrics["abstention"] = [reached, beyond]
+    curves["reliability_uncalibrated"] = curves["reliability"]
+    html = render(metrics, [], curves, {})
+    self_contained(html)
+    for text in ("0.1234 before calibration", "0.6543", "81.2 %", "93.4 %", "out of reach", "0.032"):
+        assert text in html
+    assert "Accuracy with fields withheld" in html and "Abstaining" in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.score.bundles import save_tiny_bundle
-from xmodal_dist.bundle import Bundle
+from xmodal_dist.bundle import Bundle, save_calibration
+from xmodal_dist.calibrate import Calibration, Cutoff, SubsetFit, softmax
 from xmodal_dist.errors import UsageError
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.score import ledger
@@ -135,11 +138,60 @@ def test_an_unsure_record_has_no_label_but_says_what_it_might_be(output: Path) -
     assert manifest is not None and manifest.label_counts["(abstained)"] == len(unsure)
 
 
+@pytest.fixture(scope="module")
+def calibrated(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundle with a temperature of 0.8 whatever is there, and 0.4 as the threshold for a precision of 0.9."""
+    copy = tmp_path_factory.mktemp("calibrated") / "bundle"
+    shutil.copytree(bundle, copy)
+    fit = SubsetFit(0.8, 100, 0.2, 0.1, 0.9, 0.8)
+    found = (Cutoff(0.2, 100, 60), Cutoff(0.4, 50, 49), Cutoff(0.9, 20, 20))
+    save_calibration(str(copy), Calibration({"picture": fit}, 0.8, fit, found, "d", "val"))
+    return str(copy)
+
+
+def test_probabilities_are_calibrated_and_logits_are_not(
+    bundle: str, calibrated: str, tiny_dataset: str, tmp_path: Path
+) -> None:
+    asked = {"split": "test", "logits": True, "probabilities": True}
+    plain = _run(bundle, tiny_dataset, tmp_path / "a", **asked)
+    found = _run(calibrated, tiny_dataset, tmp_path / "b", **asked)
+    assert found.column("logits") == plain.column("logits") and found.column("label") == plain.column("label")
+    logits = np.array(found.column("logits").to_pylist())
+    assert np.allclose(np.array(found.column("probabilities").to_pylist()), softmax(logits, 0.8), atol=1e-5)
+
+
+def test_a_target_precision_takes_the_threshold_of_the_calibration(
+    calibrated: str, tiny_dataset: str, tmp_path: Path
+) -> None:
+    table = _run(calibrated, tiny_dataset, tmp_path / "out", target_precision=0.9)
+    unsure = [row["abstained"] for row in table.to_pylist()]
+    assert 0 < sum(unsure) < len(unsure)
+    assert unsure == [row["probability"] < 0.4 for row in table.to_pylist()]
+    assert unsure == [row["label"] is None for row in table.to_pylist()]
+    settings = ScoreSettings(target_precision=0.9)
+    run = prepare(calibrated, [tiny_dataset], str(tmp_path / "out"), settings)
+    assert run.identity.settings["target_precision"] == 0.9, "it says which run this is"
+
+
+def test_a_target_precision_that_cannot_be_kept_is_refused(
+    bundle: str, calibrated: str, tiny_dataset: str
+) -> None:
+    for path, settings, message in (
+        (calibrated, {"target_precision": 0.98}, r"0\.98 is out of reach: of the 100 records of 'val'"),
+        (calibrated, {"target_precision": 0.9, "abstain_below": 0.5}, "give one of the two"),
+        (calibrated, {"target_precision": 0.9, "evaluation": True}, "evaluation needs all of them"),
+        (bundle, {"target_precision": 0.9}, "needs a calibrated bundle.*xmodal calibrate"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            prepare(path, [tiny_dataset], "out", ScoreSettings.model_validate(settings))
+
+
 def test_evaluation_refuses_to_abstain(bundle: str, tiny_dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"score\.abstain_below leaves records without a label"):
+    with pytest.raises(UsageError, match=r"score\.abstain_below .*leaves records without a label"):
         prepare(bundle, [tiny_dataset], "out", ScoreSettings(evaluation=True, abstain_below=0.5))
 
 
+@hypothesis_settings(deadline=None)
 @given(
     num_classes=st.integers(1, 60),
     top_k=st.integers(1, 70),

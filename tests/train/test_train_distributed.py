@@ -125,6 +125,10 @@ def test_two_workers_and_a_kill_end_with_the_weights_of_one_undisturbed_worker(
     one, two = _weights(alone), _weights(killed)
     assert one.keys() == two.keys()
     assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+    bundles = [load_bundle(result.bundle) for result in (alone, killed)]
+    assert bundles[0].calibration is not None and bundles[0].calibration.whole.rows == 15
+    assert bundles[0].calibration == bundles[1].calibration
+    assert bundles[0].fingerprint == bundles[1].fingerprint
 
 
 @pytest.mark.slow
@@ -140,6 +144,10 @@ def test_so_they_do_with_mixup_balancing_averaged_and_class_weights(
     assert len(starts) == 2 and starts[1]["step"] % starts[1]["steps_per_epoch"] != 0
     one, two = _weights(alone), _weights(killed)
     assert [name for name, tensor in one.items() if not torch.equal(tensor, two[name])] == []
+    bundles = [load_bundle(result.bundle) for result in (alone, killed)]
+    assert bundles[0].calibration is not None and bundles[0].calibration.whole.rows == 15
+    assert bundles[0].calibration == bundles[1].calibration
+    assert bundles[0].fingerprint == bundles[1].fingerprint
     root = Path(killed.run) / "checkpoints"
     best = [load_file(p / "average.safetensors") for p in root.iterdir()]
     assert any(all(torch.equal(t, one[name]) for name, t in average.items()) for average in best)

@@ -48,7 +48,7 @@ def output_schema(
     """
     if settings.evaluation and settings.abstain_below is not None:
         raise UsageError(
-            "score.abstain_below leaves records without a label, and evaluation needs all of them"
+            "score.abstain_below (or target_precision) leaves records without a label, and evaluation needs all of them"
         )
     if settings.contributions:
         coalition_masks(len(bundle.specs))  # refuses too many fields before anything is scored
