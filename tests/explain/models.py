@@ -14,7 +14,7 @@ from xmodal_dist.modalities.fields import transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.model.fusion import FusionKind
 
-__all__ = ["CPU", "classifier", "train_sample", "trained_bundle"]
+__all__ = ["CPU", "bundle_of", "classifier", "train_sample", "trained_bundle"]
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,11 @@ CPU = torch.device("cpu")
 def classifier(encoders: Mapping[str, nn.Module], width: int, num_classes: int = 3) -> CrossModalClassifier:
     torch.manual_seed(1)
     return CrossModalClassifier(encoders, num_classes, ModelSettings(width=width)).eval()
+
+
+def bundle_of(model: CrossModalClassifier) -> Bundle:
+    """A bundle of nothing but a model."""
+    return Bundle((), tuple("abc"), ModelSettings(), model, {}, {})
 
 
 def train_sample(bundle: Bundle, dataset: str, rows: int = 120) -> Seen:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.explain.models import classifier, train_sample
+from tests.explain.models import bundle_of, classifier, train_sample
 from xmodal_dist.batch import Tensors
 from xmodal_dist.bundle import Bundle
 from xmodal_dist.encoders.tokens import TextEncoder, TextEncoderKind
@@ -41,7 +41,9 @@ def test_attributions_are_complete_for_every_encoder(kind: TextEncoderKind) -> N
     model = classifier({"a": _Of(encoder)}, WIDTH)
     ids = torch.tensor([[3, 7, 7, 20, 49, 0, 0, 0, 0, 0, 0, 0]])
     before = encoder.embed.weight.clone()
-    found = attribute_tokens(model, {"a": {"ids": ids}}, torch.ones(1, 1, dtype=torch.bool), 1, "a")
+    found = attribute_tokens(
+        bundle_of(model), {"a": {"ids": ids}}, torch.ones(1, 1, dtype=torch.bool), 1, "a"
+    )
     assert found is not None and len(found.tokens) == 5
     assert abs(found.gap) <= 0.002 < abs(found.total)
     assert found.tokens[1] == found.tokens[2]
@@ -55,7 +57,7 @@ def test_the_words_of_the_class_speak_for_it(trained: Bundle, tiny_dataset: str)
     labels = seen.probabilities.argmax(axis=1)
     for row in np.flatnonzero(seen.present[:, 1])[:6].tolist():
         one = batch.slice(row, row + 1)
-        found = attribute_tokens(trained.model, one.inputs, one.present, int(labels[row]), spec.name)
+        found = attribute_tokens(trained, one.inputs, one.present, int(labels[row]), spec.name)
         assert found is not None and abs(found.gap) <= 0.002
         caption = seen.table.column("caption")[row].as_py()
         words = merge_words(spec.modality.words(spec.settings, spec.fitted, [caption]), found.tokens)
@@ -70,10 +72,13 @@ def test_what_has_no_embedding_or_no_tokens_has_no_attribution() -> None:
     model = classifier({"a": _Of(nn.Sequential(encoder, nn.Flatten(), nn.Linear(2 * WIDTH, WIDTH)))}, WIDTH)
     present = torch.ones(1, 1, dtype=torch.bool)
     assert (
-        attribute_tokens(model, {"a": {"ids": torch.zeros(1, 2, dtype=torch.int64)}}, present, 0, "a") is None
+        attribute_tokens(
+            bundle_of(model), {"a": {"ids": torch.zeros(1, 2, dtype=torch.int64)}}, present, 0, "a"
+        )
+        is None
     )
     plain = classifier({"a": _Of(nn.Linear(2, WIDTH))}, WIDTH)
-    assert attribute_tokens(plain, {"a": {"ids": torch.ones(1, 2)}}, present, 0, "a") is None
+    assert attribute_tokens(bundle_of(plain), {"a": {"ids": torch.ones(1, 2)}}, present, 0, "a") is None
 
 
 def test_words_that_are_not_of_these_tokens_are_refused() -> None:

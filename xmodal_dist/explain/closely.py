@@ -104,7 +104,7 @@ def _words(
     bundle: Bundle, batch: Batch, label: int, field: str, words: list[tuple[str, int]]
 ) -> dict[str, Any]:
     """``words`` with their attributions, ``total`` and ``gap``; all null where the tokens cannot be attributed."""
-    found = attribute_tokens(bundle.model, batch.inputs, batch.present, label, field)
+    found = attribute_tokens(bundle, batch.inputs, batch.present, label, field)
     merged = None if found is None else merge_words(words, found.tokens)
     if found is None or merged is None:
         return {"words": [[word, None] for word, _ in words], "total": None, "gap": None}

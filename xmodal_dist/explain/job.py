@@ -211,7 +211,10 @@ def _look_closely(
         for start in range(0, table.num_rows, _CLOSELY_AT_ONCE):
             seen, _ = predict(model, table.slice(start, _CLOSELY_AT_ONCE), base, device)
             if seen is not None:
-                looks |= {look.record["id"]: look for look in look_at(model, seen, how)}
+                # cuDNN gives no gradients of recurrent networks outside of training.
+                with torch.backends.cudnn.flags(enabled=False):
+                    found = look_at(model, seen, how)
+                looks |= {look.record["id"]: look for look in found}
     return looks
 
 

@@ -27,7 +27,7 @@ from xmodal_dist.pipeline.fetch import fetch_media
 from xmodal_dist.pipeline.rows import read_range, read_rows
 from xmodal_dist.shapley import coalition_masks, coalition_values
 
-__all__ = ["Seen", "choose", "held", "predict", "read"]
+__all__ = ["Seen", "choose", "held", "noting", "predict", "read"]
 
 _BATCH_ROWS = 64
 _FETCHES = 8
@@ -135,7 +135,7 @@ def predict(
     fields = {f: {k: a[kept] for k, a in arrays.items()} for f, arrays in decoded.fields.items()}
     batch = _records(fields, decoded.present[kept]).to_batch().to(device)
     outputs: dict[str, Any] = {}
-    with _noting(bundle.model, outputs):
+    with noting(bundle.model, outputs):
         said = bundle.predict(batch, coalition_masks(len(specs)))
     probabilities = said.probabilities[""].cpu().numpy()
     if not np.isfinite(probabilities).all():
@@ -157,7 +157,7 @@ def _records(fields: dict[str, Any], present: NDArray[np.bool_]) -> Records:
 
 
 @contextlib.contextmanager
-def _noting(model: CrossModalClassifier, outputs: dict[str, Any]) -> Iterator[None]:
+def noting(model: CrossModalClassifier, outputs: dict[str, Any]) -> Iterator[None]:
     """Put what each field's encoder gives into ``outputs``."""
 
     def note(name: str) -> Any:

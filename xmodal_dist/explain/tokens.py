@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from torch import nn
 from torch.func import functional_call
 
 from xmodal_dist.batch import Tensors
-from xmodal_dist.model.classifier import CrossModalClassifier
+from xmodal_dist.bundle import Bundle
+from xmodal_dist.explain.sample import held, noting
 
 __all__ = ["TokenAttribution", "attribute_tokens", "merge_words"]
 
@@ -48,12 +50,12 @@ class TokenAttribution:
 
 
 def attribute_tokens(
-    model: CrossModalClassifier, inputs: dict[str, Tensors], present: torch.Tensor, label: int, field: str
+    bundle: Bundle, inputs: dict[str, Tensors], present: torch.Tensor, label: int, field: str
 ) -> TokenAttribution | None:
     """Attribute one record's probability of a class to the tokens of one of its fields.
 
     Args:
-        model: in evaluation mode.
+        bundle: the model, in evaluation mode.
         inputs: transformed tensors of the record, [1, ...].
         present: [1, M], the field is there.
         label: the class.
@@ -62,19 +64,25 @@ def attribute_tokens(
     Returns:
         None if there is no such embedding, or no gradient reaches it.
     """
+    model = bundle.model
     ids = _ids(inputs[field])
     embedding = None if ids is None else _embedding(model.encoders[field], int(ids.max()))
     if ids is None or embedding is None:
         return None
+    outputs: dict[str, Any] = {}
+    with torch.no_grad(), noting(model, outputs):
+        model(inputs, present)
+    del outputs[field]
     name = next(path for path, module in model.named_modules() if module is embedding) + ".weight"
     weight = embedding.weight.detach()
     used, place, counts = torch.unique(ids, return_inverse=True, return_counts=True)
-    rows = weight[used]
+    rows, temperature = weight[used], bundle.temperatures(present)
 
     def probability(leaf: torch.Tensor) -> torch.Tensor:
         replaced = {name: weight.index_copy(0, used, leaf)}
-        fused = functional_call(model, replaced, (inputs, present)).fused
-        chosen: torch.Tensor = fused.float().softmax(dim=-1)[0, label]
+        with held(model, outputs):
+            fused = functional_call(model, replaced, (inputs, present)).fused
+        chosen: torch.Tensor = (fused.float() / temperature).softmax(dim=-1)[0, label]
         return chosen
 
     with torch.no_grad():

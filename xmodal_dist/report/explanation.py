@@ -193,7 +193,7 @@ def _fragment(detail: Mapping[str, Any], html: str | None, seen: Seen | None) ->
         return {"kind": "table", "body": detail["columns"], "note": ""}
     if "words" in detail and detail["total"] is not None:
         added = sum(value or 0.0 for _, value in detail["words"])
-        note = f"the words add up to {_points(added)} of {_points(detail['total'])} points"
+        note = f"the words add up to {_points(added)} of {_points(detail['total'])} points, beside all other fields"
         return {"kind": "words", "body": words([(w, v) for w, v in detail["words"]]), "note": note}
     body = Markup(html or "")
     if "words" in detail:
