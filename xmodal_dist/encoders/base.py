@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -74,7 +76,20 @@ class Architecture:
 
 
 class Pretrained(nn.Module, ABC):
-    """An encoder whose backbone has pretrained weights."""
+    """An encoder whose backbone has pretrained weights; what stands on it is fresh.
+
+    The backbone is always in eval mode: nothing in it is random, and statistics of batches stay as published.
+
+    Args:
+        backbone: the pretrained network.
+        layers: its parameters that may learn, from input to output, for rates that fall with depth.
+    """
+
+    def __init__(self, backbone: nn.Module, layers: Sequence[Sequence[nn.Parameter]]) -> None:
+        super().__init__()
+        self.backbone = backbone.eval()
+        self.layers = layers
+        self.frozen = False
 
     @abstractmethod
     def load_weights(self) -> None:
@@ -84,9 +99,22 @@ class Pretrained(nn.Module, ABC):
             UsageError: they are not there; says where they were looked for and what to set.
         """
 
-    @abstractmethod
-    def layers(self) -> Sequence[nn.Module]:
-        """The backbone's parts from input to output, for rates that fall with depth; together all its parameters."""
+    def freeze(self, frozen: bool) -> None:
+        """Let the backbone stand still, or learn again."""
+        for layer in self.layers:
+            for parameter in layer:
+                parameter.requires_grad_(not frozen)
+        self.frozen = frozen
+
+    def train(self, mode: bool = True) -> Pretrained:
+        """As of any module, but for the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def graph(self) -> AbstractContextManager[None]:
+        """Where to run the backbone: without a graph, and so without its cost, while it is frozen."""
+        return torch.no_grad() if self.frozen else nullcontext()
 
 
 class EncoderSettings(Settings):
