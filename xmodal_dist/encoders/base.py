@@ -131,7 +131,7 @@ class EncoderSettings(Settings):
     frozen_epochs: int | None = Field(default=0, ge=0)
     """First epochs in which pretrained weights do not move; null never moves them."""
     learning_rate_scale: float = Field(default=1.0, gt=0)
-    """This encoder's learning rate, as a multiple of the run's."""
+    """Learning rate of pretrained layers, or of the whole of an encoder that has none, as a multiple of the run's."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each layer of a pretrained network learns at this multiple of the rate of the one above it."""
 

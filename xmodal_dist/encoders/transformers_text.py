@@ -52,7 +52,7 @@ class PretrainedTextOptions(Settings):
 
 
 class PretrainedText(Pretrained):
-    """Ids of the network's own tokenizer, plus one, to features: pooled states of the last layer, projected.
+    """Ids of the network's own tokenizer to features: pooled states of the last layer, projected.
 
     Rows run in groups of like length, so that padding costs little.
 
@@ -60,12 +60,19 @@ class PretrainedText(Pretrained):
         config: JSON of the network's configuration.
         source: folder or hub id of the weights.
         revision: the hub's commit that the configuration is of; None of a folder.
+        zero: the id that stands for the tokenizer's 0.
         width: features per row.
         options: pooling and dropout.
     """
 
     def __init__(
-        self, config: str, source: str, revision: str | None, width: int, options: PretrainedTextOptions
+        self,
+        config: str,
+        source: str,
+        revision: str | None,
+        zero: int,
+        width: int,
+        options: PretrainedTextOptions,
     ) -> None:
         backbone: Any = make_transformer(config, use_cache=False)
         backbone.pooler = None
@@ -73,7 +80,7 @@ class PretrainedText(Pretrained):
         probe = torch.zeros(1, 2, dtype=torch.int64)
         settle(backbone, lambda: backbone(inputs_embeds=embed(probe)).last_hidden_state)
         super().__init__(backbone, layer_parameters(backbone))
-        self.source, self.revision, self.pooling = source, revision, options.pooling
+        self.source, self.revision, self.zero, self.pooling = source, revision, zero, options.pooling
         self.dropout = RecordDropout(options.feature_dropout, _STREAM_FEATURES)
         self.project = nn.Linear(embed.embedding_dim, width)
 
@@ -96,7 +103,7 @@ class PretrainedText(Pretrained):
         groups = [(length, sum(1 for _ in same)) for length, same in itertools.groupby(padded)]
         ids = ids[order]
         # Looked up once: each look-up has a gradient of the whole table's size.
-        embedded = self._embed((ids[:, : max(padded, default=0)] - 1).clamp(min=0))
+        embedded = self._embed(ids[:, : max(padded, default=0)])
         parts, row = [], 0
         for length, rows in groups:
             here = slice(row, row + rows)
@@ -107,7 +114,8 @@ class PretrainedText(Pretrained):
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:
         backbone: Any = self.backbone
-        embedded: torch.Tensor = backbone.get_input_embeddings()(ids)
+        own = ids if self.zero == 0 else ids.masked_fill(ids == self.zero, 0)
+        embedded: torch.Tensor = backbone.get_input_embeddings()(own)
         return embedded
 
     def _group(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -132,8 +140,8 @@ def prepare(reference: str, pretrained: bool) -> Prepared:
 
     Returns:
         Values ``source`` and ``revision`` (where its weights are), ``longest`` (tokens of a text, marks included) and
-        ``template``: raw ids ``before``, ``between`` the texts of two columns, and ``after``, and that of the
-        ``unknown`` token or None.
+        ``template``: ids ``before``, ``between`` the texts of two columns, and ``after``, that of the ``unknown`` token
+        or None, and ``zero``, which stands for the tokenizer's 0 where 0 means no token.
 
     Raises:
         UsageError: not there, or no network or tokenizer that this package can use.
@@ -163,7 +171,11 @@ def prepare(reference: str, pretrained: bool) -> Prepared:
             "source": source,
             "revision": revision,
             "longest": int(longest),
-            "template": _template(tokenizer) | {"unknown": loaded.unk_token_id},
+            "template": {
+                **_template(tokenizer),
+                "unknown": loaded.unk_token_id,
+                "zero": tokenizer.get_vocab_size() if loaded.pad_token_id is None else loaded.pad_token_id,
+            },
         },
         {_CONFIG_FILE: config, TOKENIZER_FILE: tokenizer.to_str()},
     )
@@ -182,8 +194,14 @@ def _template(tokenizer: Tokenizer) -> dict[str, list[int]]:
 def _build(request: Request) -> nn.Module:
     assert isinstance(request.options, PretrainedTextOptions)
     values = request.values
-    config, options = request.files[_CONFIG_FILE], request.options
-    return PretrainedText(config, values["source"], values["revision"], request.width, options)
+    return PretrainedText(
+        request.files[_CONFIG_FILE],
+        values["source"],
+        values["revision"],
+        values["template"]["zero"],
+        request.width,
+        request.options,
+    )
 
 
 PRETRAINED_TEXT_ENCODERS = (

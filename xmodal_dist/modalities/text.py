@@ -97,7 +97,7 @@ class TextModality(Modality[TextSettings]):
         longest = int(np.ceil(np.percentile([len(ids) for ids in encoded], 99))) if encoded else 1
         values |= {"num_tokens": max(1, longest), "vocab_size": tokenizer.vocab_size}
         if "template" not in values:
-            held = np.concatenate([np.unique(ids) for ids in encoded]) if encoded else []
+            held = np.concatenate([np.zeros(0, np.int32), *map(np.unique, encoded)])
             values["token_rows"] = np.bincount(held, minlength=tokenizer.vocab_size).tolist()
         return Fitted(values, files)
 
@@ -134,14 +134,8 @@ class TextModality(Modality[TextSettings]):
     def words(self, settings: TextSettings, fitted: Fitted, values: Sequence[Any]) -> list[tuple[str, int]]:
         """What stands between white space."""
         texts, _ = _texts([pa.array([value]) for value in values])
-        known, left = _words(fitted.files[_TOKENIZER_FILE]), int(fitted.values["num_tokens"])
-        found: list[tuple[str, int]] = []
-        for words in (text.split() for (text,) in texts if text and text.strip()):
-            counts = [(word, len(known[word]) // _ID_BYTES) for word in words]
-            for word, count in [("", 1), *counts] if found else counts:
-                found.append((word, min(count, left)))
-                left -= found[-1][1]
-        return found
+        there = [text for (text,) in texts if text and text.strip()]
+        return _tokenizer(fitted).words(there, fitted.values["num_tokens"]) if there else []
 
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
