@@ -14,7 +14,7 @@ from tests.encoders.networks import NUM_ROWS, WIDTH, Field, publish
 from xmodal_dist.batch import Tensors
 from xmodal_dist.encoders import Pretrained
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "image-cnn": {"kind": "image", "encoder": "cnn"},
     "image-plain": {"kind": "image", "encoder": "plain_cnn"},
     "image-plain-odd": {
@@ -46,7 +46,12 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+def _marked(name: str, encoder: str) -> Any:
+    """A case, known as one that needs timm."""
+    return pytest.param(name, marks=[pytest.mark.networks] if encoder.startswith("timm:") else [])
+
+
+@pytest.fixture(scope="module", params=[_marked(name, case["encoder"]) for name, case in CASES.items()])
 def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     values: dict[str, Any] = dict(CASES[request.param])
     family, _, reference = values["encoder"].partition(":")

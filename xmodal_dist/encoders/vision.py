@@ -259,18 +259,18 @@ def _timm_published(timm: Any, name: str) -> str:
             f"timm:{name} has no weights on the hub; name a file in encoder_options.weights, or set pretrained: false"
         )
 
-    def download(repository: str, local_files_only: bool = False, **_: Any) -> str:
-        found: str = hub.optional("huggingface_hub", "timm").hf_hub_download(
-            repository, config.hf_hub_filename or "model.safetensors", local_files_only=local_files_only
-        )
-        return found
-
+    download = hub.optional("huggingface_hub", "timm").hf_hub_download
+    place = (config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
     try:
-        return hub.fetch(download, config.hf_hub_id, "model.safetensors")
-    except UsageError as error:
+        try:
+            return str(download(*place, local_files_only=True))
+        except OSError:
+            return str(download(*place))
+    except (OSError, ValueError) as error:
+        cause = str(error).strip().split("\n", 1)[0]
         raise UsageError(
-            f"timm:{name}: its published weights are out of reach: name a .safetensors file of them in "
-            f"encoder_options.weights, or set pretrained: false. {error}"
+            f"timm:{name}: {'/'.join(place)} is neither in the hub's cache (HF_HOME) nor to be fetched ({cause}); name "
+            "a .safetensors file of it in encoder_options.weights, or set pretrained: false"
         ) from error
 
 
