@@ -1,6 +1,6 @@
 # make demo   install and run the main job on an embedded dataset: pack, train, evaluate, score
 # make test   install, lint, types, import contract, all tests
-# make networks-test   those of timm's networks, which get an environment of their own; make test runs them, too
+# make networks-test   the encoders' with timm and transformers, in an environment of their own; part of make test
 # make bench  side-by-side benchmarks against the peers, which get an environment of their own; make bench ONLY=b1
 # All start from nothing: a Python with its venv module is all they need. Installing again happens only when
 # pyproject.toml changes; code changes never need it.
@@ -16,7 +16,7 @@ PEERS := pillow webdataset daft "ray[data]<2.60" numpy "pyarrow<26" aiohttp
 PEERS_INSTALLED := $(PEERS_VENV)/.installed
 # The wheel of torchvision beside a torch for CPUs alone breaks every import of transformers, so it stays out of $(VENV).
 NETWORKS_VENV := .venv-networks
-NETWORKS := timm "torchvision<0.29"
+NETWORKS := timm "torchvision<0.29" transformers
 NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
 SECONDS_NOW := date +%s
 
@@ -33,7 +33,7 @@ test: lint types
 	@$(MAKE) --no-print-directory networks-test
 
 networks-test: $(NETWORKS_INSTALLED)
-	@$(NETWORKS_VENV)/bin/python -m pytest -m networks tests/encoders
+	@$(NETWORKS_VENV)/bin/python -m pytest tests/encoders
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)

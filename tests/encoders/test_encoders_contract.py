@@ -46,12 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def _marked(name: str, encoder: str) -> Any:
-    """A case, known as one that needs timm."""
-    return pytest.param(name, marks=[pytest.mark.networks] if encoder.startswith("timm:") else [])
-
-
-@pytest.fixture(scope="module", params=[_marked(name, case["encoder"]) for name, case in CASES.items()])
+@pytest.fixture(scope="module", params=CASES)
 def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     values: dict[str, Any] = dict(CASES[request.param])
     family, _, reference = values["encoder"].partition(":")

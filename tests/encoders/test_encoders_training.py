@@ -48,7 +48,6 @@ def _dataset(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.networks
 @pytest.mark.usefixtures("ray_session")
 def test_classic_networks_train_and_come_back(tmp_path: Path) -> None:
     torch.manual_seed(1)

@@ -47,7 +47,6 @@ def test_group_norm_begins_as_batch_norm_did() -> None:
     assert (net[1].weight == 0.5).all()
 
 
-@pytest.mark.networks
 def test_published_normalisation_and_size_take_the_datasets_place(timm: Any) -> None:
     config = timm.get_pretrained_cfg("test_resnet")
     values = Field.of("image", encoder="timm:test_resnet").fitted.values
@@ -59,7 +58,6 @@ def test_published_normalisation_and_size_take_the_datasets_place(timm: Any) -> 
     assert fresh["size_px"] == 40 and fresh["mean"] != values["mean"]
 
 
-@pytest.mark.networks
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit2"])
 def test_weights_of_a_file_are_loaded(timm: Any, name: str, tmp_path: Path) -> None:
     torch.manual_seed(9)
@@ -87,7 +85,6 @@ def test_weights_of_a_file_are_loaded(timm: Any, name: str, tmp_path: Path) -> N
         assert torch.equal(tensor, published.state_dict()[key]), key
 
 
-@pytest.mark.networks
 def test_weights_fit_another_size(timm: Any, tmp_path: Path) -> None:
     save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "w.safetensors")
     options = {"weights": str(tmp_path / "w.safetensors")}
@@ -97,7 +94,6 @@ def test_weights_fit_another_size(timm: Any, tmp_path: Path) -> None:
     assert not torch.equal(before, encoder.backbone.blocks[0].mlp.fc1.weight)
 
 
-@pytest.mark.networks
 def test_weights_of_another_network_or_of_none_are_refused(timm: Any, tmp_path: Path) -> None:
     save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "vit.safetensors")
     (tmp_path / "text.safetensors").write_text("nothing")
@@ -109,7 +105,6 @@ def test_weights_of_another_network_or_of_none_are_refused(timm: Any, tmp_path: 
         assert said in str(caught.value)
 
 
-@pytest.mark.networks
 @pytest.mark.usefixtures("offline")
 def test_published_weights_out_of_reach(timm: Any) -> None:
     encoder = _pretrained(Field.of("image", encoder="timm:test_resnet"))
@@ -119,7 +114,6 @@ def test_published_weights_out_of_reach(timm: Any) -> None:
         encoder.load_weights()
 
 
-@pytest.mark.networks
 def test_names_that_timm_does_not_have(timm: Any) -> None:
     for name, said in (
         ("resnet81", "did you mean resnet"),
@@ -130,7 +124,6 @@ def test_names_that_timm_does_not_have(timm: Any) -> None:
             Field.of("image", encoder=f"timm:{name}")
 
 
-@pytest.mark.networks
 @pytest.mark.parametrize(("name", "least_px"), [("vgg16", 32), ("inception_v3", 75)])
 def test_images_too_small_for_a_network(timm: Any, name: str, least_px: int) -> None:
     with pytest.raises(UsageError, match=rf"size_px is 16, .* set size_px to {least_px} or more"):
@@ -138,14 +131,12 @@ def test_images_too_small_for_a_network(timm: Any, name: str, least_px: int) -> 
     assert Field.of("image", encoder=f"timm:{name}", size_px=least_px).fitted.values["size_px"] == least_px
 
 
-@pytest.mark.networks
 def test_vgg_ends_at_its_convolutions(timm: Any) -> None:
     encoder = _pretrained(Field.of("image", encoder="timm:vgg16", pretrained=False))
     assert encoder.norm.normalized_shape == (512,)
     assert sum(p.numel() for p in encoder.backbone.parameters()) == 14_714_688
 
 
-@pytest.mark.networks
 def test_layers_of_timm_go_by_depth(timm: Any) -> None:
     encoder = _pretrained(Field.of("image", encoder="timm:resnet18", size_px=32))
     place = {id(p): number for number, layer in enumerate(encoder.layers) for p in layer}

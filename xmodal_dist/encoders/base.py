@@ -61,6 +61,7 @@ class Architecture:
         build: makes the module, with fresh weights and without any network access; it is called with a field's
             transformed tensors and returns [B, width].
         prepare: for families with pretrained weights, by reference and whether to fetch weights; None for others.
+        inputs: which tensors it is called with, where its modality can compute several; empty takes what there is.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Architecture:
     options: type[Settings]
     build: Callable[[Request], nn.Module]
     prepare: Callable[[str, bool], Prepared] | None = None
+    inputs: frozenset[str] = frozenset()
 
     @property
     def is_family(self) -> bool:

@@ -28,7 +28,7 @@ from xmodal_dist.settings import Settings
 
 __all__ = ["SOUND_ENCODERS", "kaldi_features"]
 
-_CONFIG_FILE, _SOURCE_FILE, _PROCESSOR_FILE = "config.json", "source.json", "preprocessor_config.json"
+_CONFIG_FILE, _PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 _SPECTROGRAM_MODEL = "audio-spectrogram-transformer"
 _FRAME_S, _HOP_S = 0.025, 0.010
 _LOWEST_HZ = 20.0
@@ -76,12 +76,12 @@ class _SoundNetwork(Pretrained):
         backbone: the network.
         num_features: what it makes of a record.
         width: features per row.
-        source: place and revision of the published weights.
+        values: of the field: where the published weights are.
     """
 
-    def __init__(self, backbone: nn.Module, num_features: int, width: int, source: Mapping[str, Any]) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int, width: int, values: Mapping[str, Any]) -> None:
         super().__init__(backbone, hub.layer_parameters(backbone))
-        self.source = source
+        self.source: tuple[str, str | None] = (values["source"], values["revision"])
         self.norm = nn.LayerNorm(num_features)
         self.project = nn.Linear(num_features, width)
 
@@ -98,7 +98,7 @@ class _SoundNetwork(Pretrained):
 
     def load_weights(self) -> None:
         """Fetch the backbone's published weights."""
-        hub.load_transformer(self.backbone, self.source["place"], self.source["revision"])
+        hub.load_transformer(self.backbone, *self.source)
 
 
 class _Samples(_SoundNetwork):
@@ -108,11 +108,11 @@ class _Samples(_SoundNetwork):
         backbone: the network.
         processor: settings of its feature extractor.
         width: features per row.
-        source: place and revision of the published weights.
+        values: of the field: where the published weights are.
     """
 
     def __init__(
-        self, backbone: nn.Module, processor: Mapping[str, Any], width: int, source: Mapping[str, Any]
+        self, backbone: nn.Module, processor: Mapping[str, Any], width: int, values: Mapping[str, Any]
     ) -> None:
         config: Any = backbone.config
         self.normalises = bool(processor.get("do_normalize", True))
@@ -124,7 +124,7 @@ class _Samples(_SoundNetwork):
             self.least_samples = (self.least_samples - 1) * stride + kernel
         wave = torch.zeros(1, 2 * self.least_samples)
         hub.settle(backbone, lambda: self._frames(backbone, wave, None))
-        super().__init__(backbone, config.hidden_size, width, source)
+        super().__init__(backbone, config.hidden_size, width, values)
 
     def listen(self, wave: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Mean over the frames that hold sound."""
@@ -153,8 +153,7 @@ class _Spectrogram(_SoundNetwork):
         backbone: the network.
         processor: settings of its feature extractor.
         width: features per row.
-        source: place and revision of the published weights.
-        rate_hz: samples a second.
+        values: of the field: where the published weights are, and the rate.
     """
 
     def __init__(
@@ -162,18 +161,17 @@ class _Spectrogram(_SoundNetwork):
         backbone: nn.Module,
         processor: Mapping[str, Any],
         width: int,
-        source: Mapping[str, Any],
-        rate_hz: int,
+        values: Mapping[str, Any],
     ) -> None:
         config: Any = backbone.config
-        self.rate_hz, self.num_mels = rate_hz, int(config.num_mel_bins)
+        self.rate_hz, self.num_mels = int(values["sample_rate_hz"]), int(config.num_mel_bins)
         self.num_frames = int(config.max_length)
         self.mean, self.std = 0.0, 1.0
         if processor.get("do_normalize", True):
             self.mean, self.std = float(processor["mean"]), 2 * float(processor["std"])
         features = torch.zeros(1, self.num_frames, self.num_mels)
         hub.settle(backbone, lambda: backbone(features).pooler_output)
-        super().__init__(backbone, config.hidden_size, width, source)
+        super().__init__(backbone, config.hidden_size, width, values)
 
     def listen(self, wave: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """The network's pooled output."""
@@ -192,33 +190,29 @@ class _Spectrogram(_SoundNetwork):
 
 def _prepare(reference: str, pretrained: bool) -> Prepared:
     """The rate that the network hears at, and its configuration."""
-    place = hub.source_of(reference)
-    config, revision = hub.fetch_config(place)
+    source = hub.source_of(reference)
+    config, revision = hub.fetch_config(source)
     kind = json.loads(config)
     if kind["model_type"] != _SPECTROGRAM_MODEL and not ("conv_kernel" in kind and "conv_stride" in kind):
         raise UsageError(
             f"encoder: hf:{reference} is of type {kind['model_type']!r}; of sound known are wav2vec 2.0, HuBERT and "
             f"their kin, which hear samples, and {_SPECTROGRAM_MODEL}"
         )
-    processor = fetch_preprocessing(place)
+    processor = fetch_preprocessing(source)
     return Prepared(
-        {"sample_rate_hz": int(processor["sampling_rate"])},
-        {
-            _CONFIG_FILE: config,
-            _PROCESSOR_FILE: json.dumps(processor),
-            _SOURCE_FILE: json.dumps({"place": place, "revision": revision}),
-        },
+        {"source": source, "revision": revision, "sample_rate_hz": int(processor["sampling_rate"])},
+        {_CONFIG_FILE: config, _PROCESSOR_FILE: json.dumps(processor)},
     )
 
 
 def _build(request: Request) -> nn.Module:
-    files, rate_hz = request.files, request.values["sample_rate_hz"]
+    files, values = request.files, request.values
     backbone = hub.make_transformer(files[_CONFIG_FILE])
-    processor, source = json.loads(files[_PROCESSOR_FILE]), json.loads(files[_SOURCE_FILE])
+    processor = json.loads(files[_PROCESSOR_FILE])
     config: Any = backbone.config
     if config.model_type == _SPECTROGRAM_MODEL:
-        return _Spectrogram(backbone, processor, request.width, source, rate_hz)
-    return _Samples(backbone, processor, request.width, source)
+        return _Spectrogram(backbone, processor, request.width, values)
+    return _Samples(backbone, processor, request.width, values)
 
 
 SOUND_ENCODERS = (

@@ -30,7 +30,7 @@ __all__ = ["VISION_ENCODERS", "TimmOptions", "normalise_by_group"]
 
 _GROUP_CHANNELS = 16
 _LARGEST_SIDE_PX = 1024
-_TIMM_FILE, _CONFIG_FILE, _SOURCE_FILE = "timm.json", "config.json", "source.json"
+_CONFIG_FILE = "config.json"
 
 
 def normalise_by_group(module: nn.Module) -> None:
@@ -185,28 +185,26 @@ def _timm_prepare(reference: str, pretrained: bool) -> Prepared:
         config = timm.get_pretrained_cfg(reference, allow_unregistered=False)
     except RuntimeError as error:
         raise UsageError(f"encoder: timm:{reference}: {error}") from error
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"pretrained": pretrained, "fixed_size": config.fixed_input_size}
     if pretrained or config.fixed_input_size:
         values["size_px"] = config.input_size[-1]
     if pretrained:
         values |= {"mean": list(config.mean), "std": list(config.std)}
-    stored = {"pretrained": pretrained, "fixed_input_size": config.fixed_input_size}
-    return Prepared(values, {_TIMM_FILE: json.dumps(stored)})
+    return Prepared(values)
 
 
 def _timm_build(request: Request) -> nn.Module:
     timm = hub.optional("timm", "timm")
-    name, options = request.reference, request.options
+    name, options, values = request.reference, request.options, request.values
     assert isinstance(options, TimmOptions)
-    stored = json.loads(request.files[_TIMM_FILE])
 
     def make(side_px: int, **weights: Any) -> nn.Module:
-        size = {"img_size": side_px} if stored["fixed_input_size"] else {}
+        size = {"img_size": side_px} if values["fixed_size"] else {}
         model: nn.Module = timm.create_model(name, num_classes=0, **size, **weights)
         if isinstance(model, timm.models.VGG):
             # Its two dense layers are 9 of 10 parameters, and of use to ImageNet's classes; they end the features.
             model.pre_logits = nn.Identity()
-        if not stored["pretrained"]:
+        if not values["pretrained"]:
             normalise_by_group(model)
         return model
 
@@ -218,9 +216,7 @@ def _timm_build(request: Request) -> nn.Module:
                 f"{len(lacking)} of its tensors lack, the first {lacking[0]}"
             )
         # timm adapts what depends on the size of the images.
-        loaded = make(
-            request.values["size_px"], pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}
-        )
+        loaded = make(values["size_px"], pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
         backbone.load_state_dict(loaded.state_dict())
 
     def layers(backbone: Any) -> Sequence[Sequence[nn.Parameter]]:
@@ -234,7 +230,7 @@ def _timm_build(request: Request) -> nn.Module:
         return [found[number] for number in sorted(found)]
 
     source = _Source(f"timm:{name}", make, lambda model, pixels: _pooled(model(pixels)), layers, load)
-    return _ImageNetwork(source, request.values["size_px"], request.width)
+    return _ImageNetwork(source, values["size_px"], request.width)
 
 
 def _timm_weights(timm: Any, name: str, options: TimmOptions) -> dict[str, torch.Tensor]:
@@ -279,17 +275,16 @@ def _timm_published(timm: Any, name: str) -> str:
 
 def _hf_prepare(reference: str, pretrained: bool) -> Prepared:
     """Size and normalisation that the published weights were trained with, and the configuration."""
-    place = hub.source_of(reference)
-    text, revision = hub.fetch_config(place)
+    source = hub.source_of(reference)
+    text, revision = hub.fetch_config(source)
     config = json.loads(text)
     config = config.get("vision_config", config)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"source": source, "revision": revision, "pretrained": pretrained}
     if pretrained:
-        values = _processing(fetch_preprocessing(place))
+        values |= _processing(fetch_preprocessing(source))
     elif isinstance(config.get("image_size"), int):
-        values = {"size_px": config["image_size"]}
-    source = {"place": place, "revision": revision, "pretrained": pretrained}
-    return Prepared(values, {_CONFIG_FILE: json.dumps(config), _SOURCE_FILE: json.dumps(source)})
+        values["size_px"] = config["image_size"]
+    return Prepared(values, {_CONFIG_FILE: json.dumps(config)})
 
 
 def _processing(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,7 +299,7 @@ def _processing(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hf_build(request: Request) -> nn.Module:
-    config, stored = request.files[_CONFIG_FILE], json.loads(request.files[_SOURCE_FILE])
+    config, values = request.files[_CONFIG_FILE], request.values
 
     def make(side_px: int) -> nn.Module:
         del side_px
@@ -312,7 +307,7 @@ def _hf_build(request: Request) -> nn.Module:
         pooler = getattr(model, "pooler", None)
         if pooler is not None and next(pooler.parameters(), None) is not None:
             model.pooler = None  # trained for another task, if at all
-        if not stored["pretrained"]:
+        if not values["pretrained"]:
             normalise_by_group(model)
         network: nn.Module = model
         return network
@@ -325,10 +320,10 @@ def _hf_build(request: Request) -> nn.Module:
         return _pooled(found.last_hidden_state if own is None else own)
 
     def load(backbone: nn.Module) -> None:
-        hub.load_transformer(backbone, stored["place"], stored["revision"])
+        hub.load_transformer(backbone, values["source"], values["revision"])
 
     source = _Source(f"hf:{request.reference}", make, features, hub.layer_parameters, load)
-    return _ImageNetwork(source, request.values["size_px"], request.width)
+    return _ImageNetwork(source, values["size_px"], request.width)
 
 
 VISION_ENCODERS = (

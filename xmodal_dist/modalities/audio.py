@@ -138,7 +138,8 @@ class AudioModality(Modality[AudioSettings]):
         num_samples = math.ceil(min(settings.max_seconds, longest_s) * rate_hz)
         # At least one window, so that there is a frame that is not all padding.
         num_samples = max(num_samples, round(settings.window_s * rate_hz))
-        return Fitted({"sample_rate_hz": rate_hz, "num_samples": num_samples}, dict(prepared.files))
+        values = {**prepared.values, "sample_rate_hz": rate_hz, "num_samples": num_samples}
+        return Fitted(values, dict(prepared.files))
 
     def decode(
         self,
