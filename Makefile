@@ -78,7 +78,7 @@ $(NETWORKS_INSTALLED): $(INSTALLED) Makefile tests/encoders/torchvision_operator
 	echo "import torchvision_operators" > $$site/torchvision_operators.pth; \
 	$(VENV)/bin/python -m pip --quiet --quiet --python $(NETWORKS_VENV)/bin/python install --no-deps --no-compile \
 		$(NETWORKS); \
-	touch $@; echo "installed $(NETWORKS) into $(NETWORKS_VENV) in $$(( $$($(SECONDS_NOW)) - start )) s"
+	touch $@; echo "installed timm, torchvision and transformers in $$(( $$($(SECONDS_NOW)) - start )) s"
 
 clean:
 	rm -rf $(VENV) $(PEERS_VENV) $(NETWORKS_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist runs
