@@ -1,5 +1,6 @@
 # make demo   install and run the main job on an embedded dataset: pack, train, evaluate, score
 # make test   install, lint, types, import contract, all tests
+# make networks-test   the encoders' with timm and transformers, in an environment of their own; part of make test
 # make bench  side-by-side benchmarks against the peers, which get an environment of their own; make bench ONLY=b1
 # All start from nothing: a Python with its venv module is all they need. Installing again happens only when
 # pyproject.toml changes; code changes never need it.
@@ -13,9 +14,13 @@ INSTALLED := $(VENV)/.installed
 PEERS_VENV := .venv-peers
 PEERS := pillow webdataset daft "ray[data]<2.60" numpy "pyarrow<26" aiohttp
 PEERS_INSTALLED := $(PEERS_VENV)/.installed
+# The wheel of torchvision beside a torch for CPUs alone breaks every import of transformers, so it stays out of $(VENV).
+NETWORKS_VENV := .venv-networks
+NETWORKS := timm "torchvision<0.29" transformers
+NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
 SECONDS_NOW := date +%s
 
-.PHONY: demo test bench lint format types venv clean
+.PHONY: demo test networks-test bench lint format types venv clean
 
 demo: $(INSTALLED)
 	@start=$$($(SECONDS_NOW)); $(VENV)/bin/xmodal demo \
@@ -25,6 +30,10 @@ test: START := $(shell date +%s)
 test: lint types
 	@echo "make test: $$(( $$($(SECONDS_NOW)) - $(START) )) s for installation, lint and types; now the tests"
 	@$(VENV)/bin/python -m pytest
+	@$(MAKE) --no-print-directory networks-test
+
+networks-test: $(NETWORKS_INSTALLED)
+	@$(NETWORKS_VENV)/bin/python -m pytest tests/encoders
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
@@ -58,6 +67,19 @@ $(PEERS_INSTALLED): Makefile
 	$(PEERS_VENV)/bin/python -m pip install --quiet --quiet "$(TORCH)" >&2; \
 	$(PEERS_VENV)/bin/python -m pip install --quiet --quiet $(PEERS) >&2; touch $@
 
+# What $(VENV) holds is there, too, by a .pth file; see tests/encoders/torchvision_operators.py for the other one.
+$(NETWORKS_INSTALLED): $(INSTALLED) Makefile tests/encoders/torchvision_operators.py
+	@start=$$($(SECONDS_NOW)); set -e; rm -rf $(NETWORKS_VENV); \
+	$(VENV)/bin/python -m venv --without-pip $(NETWORKS_VENV); \
+	site=$$($(NETWORKS_VENV)/bin/python -c "import site; print(site.getsitepackages()[0])"); \
+	main=$$($(VENV)/bin/python -c "import site; print(site.getsitepackages()[0])"); \
+	echo "import site; site.addsitedir('$$main')" > $$site/main.pth; \
+	cp tests/encoders/torchvision_operators.py $$site; \
+	echo "import torchvision_operators" > $$site/torchvision_operators.pth; \
+	$(VENV)/bin/python -m pip --quiet --quiet --python $(NETWORKS_VENV)/bin/python install --no-deps --no-compile \
+		$(NETWORKS); \
+	touch $@; echo "installed timm, torchvision and transformers in $$(( $$($(SECONDS_NOW)) - start )) s"
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist runs
+	rm -rf $(VENV) $(PEERS_VENV) $(NETWORKS_VENV) .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -59,6 +61,7 @@ class Architecture:
         build: makes the module, with fresh weights and without any network access; it is called with a field's
             transformed tensors and returns [B, width].
         prepare: for families with pretrained weights, by reference and whether to fetch weights; None for others.
+        inputs: which tensors it is called with, where its modality can compute several; empty takes what there is.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Architecture:
     options: type[Settings]
     build: Callable[[Request], nn.Module]
     prepare: Callable[[str, bool], Prepared] | None = None
+    inputs: frozenset[str] = frozenset()
 
     @property
     def is_family(self) -> bool:
@@ -74,7 +78,20 @@ class Architecture:
 
 
 class Pretrained(nn.Module, ABC):
-    """An encoder whose backbone has pretrained weights."""
+    """An encoder whose backbone has pretrained weights; what stands on it is fresh.
+
+    The backbone is always in eval mode: nothing in it is random, and statistics of batches stay as published.
+
+    Args:
+        backbone: the pretrained network.
+        layers: its parameters that may learn, from input to output, for rates that fall with depth.
+    """
+
+    def __init__(self, backbone: nn.Module, layers: Sequence[Sequence[nn.Parameter]]) -> None:
+        super().__init__()
+        self.backbone = backbone.eval()
+        self.layers = layers
+        self.frozen = False
 
     @abstractmethod
     def load_weights(self) -> None:
@@ -84,9 +101,22 @@ class Pretrained(nn.Module, ABC):
             UsageError: they are not there; says where they were looked for and what to set.
         """
 
-    @abstractmethod
-    def layers(self) -> Sequence[nn.Module]:
-        """The backbone's parts from input to output, for rates that fall with depth; together all its parameters."""
+    def freeze(self, frozen: bool) -> None:
+        """Let the backbone stand still, or learn again."""
+        for layer in self.layers:
+            for parameter in layer:
+                parameter.requires_grad_(not frozen)
+        self.frozen = frozen
+
+    def train(self, mode: bool = True) -> Pretrained:
+        """As of any module, but for the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def graph(self) -> AbstractContextManager[None]:
+        """Where to run the backbone: without a graph, and so without its cost, while it is frozen."""
+        return torch.no_grad() if self.frozen else nullcontext()
 
 
 class EncoderSettings(Settings):
@@ -103,7 +133,7 @@ class EncoderSettings(Settings):
     frozen_epochs: int | None = Field(default=0, ge=0)
     """First epochs in which pretrained weights do not move; null never moves them."""
     learning_rate_scale: float = Field(default=1.0, gt=0)
-    """This encoder's learning rate, as a multiple of the run's."""
+    """Learning rate of pretrained layers, or of the whole of an encoder that has none, as a multiple of the run's."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each layer of a pretrained network learns at this multiple of the rate of the one above it."""
 

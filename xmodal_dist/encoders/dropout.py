@@ -29,5 +29,5 @@ class RecordDropout(nn.Module):
         """``x`` [B, ...] with values dropped and the rest scaled to keep the mean; ``keys`` [B] int64."""
         if keys is None or not self.training or self.probability == 0.0:
             return x
-        kept = uniform_like(keys, self.stream, x[0].numel()).view_as(x) >= self.probability
+        kept = uniform_like(keys, self.stream, x.shape[1:].numel()).view_as(x) >= self.probability
         return x * kept.to(x.dtype) / (1.0 - self.probability)

@@ -30,14 +30,14 @@ __all__ = [
     "bucket_length",
 ]
 
-TextEncoderKind = Literal["transformer", "gru", "bag"]
+TextEncoderKind = Literal["transformer", "gru", "lstm", "bag"]
 _STREAM_FEATURES = 302
 _NUM_HEADS = 4
 _COMMON_ROWS = 20
 
 
 class TextEncoder(nn.Module):
-    """Token ids to features: a bag of embeddings, with a small transformer or GRU over them where asked.
+    """Token ids to features: a bag of embeddings, with a small transformer, GRU or LSTM over them where asked.
 
     The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records;
     what a sequence encoder learns of the order is added to it, from nothing at first.
@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
             ids, self.embed.weight, mode="sum", per_sample_weights=shares, padding_idx=self.embed.padding_idx
         )
 
-    def _in_order(self, sequence: _Transformer | _GRU, ids: torch.Tensor) -> torch.Tensor:
+    def _in_order(self, sequence: _Transformer | _Recurrent, ids: torch.Tensor) -> torch.Tensor:
         """What the sequence encoder makes of the rows, [B, T] -> [B, width]; one wait for the device, for lengths."""
         ends = (ids != 0) * torch.arange(1, ids.shape[1] + 1, device=ids.device)
         lengths, order = ends.amax(dim=1).clamp(min=1).sort(descending=True, stable=True)
@@ -113,7 +113,7 @@ class TextEncoder(nn.Module):
         by_length = torch.cat(features)
         return torch.empty_like(by_length).index_copy(0, order, by_length)
 
-    def _part(self, sequence: _Transformer | _GRU, ids: torch.Tensor, layout: _Layout) -> torch.Tensor:
+    def _part(self, sequence: _Transformer | _Recurrent, ids: torch.Tensor, layout: _Layout) -> torch.Tensor:
         """``ids`` [n, T], longest first -> [n, width]."""
         groups = torch.split(ids, [rows for rows, _ in layout.groups])
         flat = torch.cat(
@@ -209,15 +209,17 @@ class _Transformer(nn.Module):
         return result
 
 
-class _GRU(nn.Module):
-    """A bidirectional GRU that ends each row at its last token."""
+class _Recurrent(nn.Module):
+    """A bidirectional recurrent network that ends each row at its last token."""
+
+    make: type[nn.RNNBase]
 
     def __init__(self, width: int, max_tokens: int) -> None:
         super().__init__()
         del max_tokens
         if width % 2:
-            raise ValueError(f"a GRU text encoder needs an even width, not {width}")
-        self.gru = nn.GRU(width, width // 2, bidirectional=True)
+            raise ValueError(f"a recurrent text encoder needs an even width, not {width}")
+        self.net = self.make(width, width // 2, bidirectional=True)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, layout: _Layout) -> torch.Tensor:
         """``tokens`` [P, D] -> [P, D]; zeros after a row's last token."""
@@ -230,15 +232,24 @@ class _GRU(nn.Module):
         )
         places = (starts[row] + step).to(tokens.device, non_blocking=True)
         packed = nn.utils.rnn.PackedSequence(tokens.index_select(0, places), torch.bincount(step))
-        states = self.gru(packed)[0].data
+        states = self.net(packed)[0].data
         unpacked: torch.Tensor = states.new_zeros(tokens.shape).index_copy(0, places, states)
         return unpacked
 
 
-_SEQUENCES: dict[TextEncoderKind, type[_Transformer] | type[_GRU] | None] = {
+class _GRU(_Recurrent):
+    make = nn.GRU
+
+
+class _LSTM(_Recurrent):
+    make = nn.LSTM
+
+
+_SEQUENCES: dict[TextEncoderKind, type[_Transformer] | type[_Recurrent] | None] = {
     "bag": None,
     "transformer": _Transformer,
     "gru": _GRU,
+    "lstm": _LSTM,
 }
 
 
@@ -292,4 +303,7 @@ TEXT_ENCODERS = (
         functools.partial(_text, "transformer"),
     ),
     Architecture("gru", "the bag and a bidirectional GRU", SequenceOptions, functools.partial(_text, "gru")),
+    Architecture(
+        "lstm", "the bag and a bidirectional LSTM", SequenceOptions, functools.partial(_text, "lstm")
+    ),
 )

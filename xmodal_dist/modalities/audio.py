@@ -19,7 +19,9 @@ from torch import nn
 from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.encoders import EncoderSettings, build
 from xmodal_dist.encoders.pixels import SPECTROGRAM_ENCODERS
-from xmodal_dist.errors import DecodeError
+from xmodal_dist.encoders.sound import SOUND_ENCODERS
+from xmodal_dist.encoders.waves import WAVE_ENCODERS
+from xmodal_dist.errors import DecodeError, UsageError
 from xmodal_dist.modalities.base import (
     Decoded,
     FieldSettings,
@@ -61,12 +63,13 @@ _SILENCE_DB = -100.0
 class AudioSettings(EncoderSettings, FieldSettings):
     """Settings of an audio field."""
 
-    architectures = SPECTROGRAM_ENCODERS
+    architectures = (*SPECTROGRAM_ENCODERS, *WAVE_ENCODERS, *SOUND_ENCODERS)
 
     kind: Literal["audio"] = "audio"
     encoder: str = "cnn"
     sample_rate_hz: int | None = Field(None, ge=MIN_RATE_HZ, le=48_000)
-    """Rate everything is resampled to; null takes the sample's median rate, at most 16,000."""
+    """Rate everything is resampled to; null takes a pretrained network's, else the sample's median rate, at most
+    16,000."""
     max_seconds: float = Field(10.0, gt=0, le=60)
     """The model sees the sample's 99.5th percentile of durations, at most this; longer recordings are cropped."""
     max_bytes: int = Field(64 * 2**20, ge=1)
@@ -80,17 +83,18 @@ class AudioSettings(EncoderSettings, FieldSettings):
     hop_s: float = Field(0.010, gt=0, le=0.2)
     """Distance of frames."""
     gain_db: float = Field(6.0, ge=0, le=30)
-    """Random gain of each frequency region, up to this to either side; an even gain is normalised away."""
+    """Random gain of each frequency region, up to this to either side; an even gain is normalised away. Spectrograms
+    only, as ``mask_mels``."""
     time_shift: float = Field(0.1, ge=0, le=0.5)
     """Random shift up to this share of the length, to either side."""
     mask_time: float = Field(0.1, ge=0, le=0.5)
-    """SpecAugment: a random run of up to this share of the frames is masked."""
+    """SpecAugment: a random run of up to this share of the frames is masked, of raw sound that of the samples."""
     mask_mels: float = Field(0.15, ge=0, le=0.5)
     """SpecAugment: a random run of up to this share of the mel bands is masked."""
 
 
 class AudioModality(Modality[AudioSettings]):
-    """Encoded sound; arrays ``samples`` and ``length``, tensor ``spectrogram``."""
+    """Encoded sound; arrays ``samples`` and ``length``; tensor ``spectrogram``, or ``wave`` and ``length``."""
 
     kind = "audio"
     settings = AudioSettings
@@ -108,7 +112,12 @@ class AudioModality(Modality[AudioSettings]):
                 recording.mono(0, recording.num_frames)
 
     def fit(self, settings: AudioSettings, table: pa.Table) -> Fitted:
-        """``sample_rate_hz`` and ``num_samples`` from the rates and durations in the files' headers."""
+        """``sample_rate_hz`` and ``num_samples`` from the rates and durations in the files' headers.
+
+        Raises:
+            UsageError: the settings name another rate than the one that a pretrained network hears at.
+        """
+        prepared = settings.prepare()
         rates_hz: list[int] = []
         durations_s: list[float] = []
 
@@ -118,15 +127,19 @@ class AudioModality(Modality[AudioSettings]):
                 durations_s.append(recording.num_frames / recording.rate_hz)
 
         decode_each(table.column(0).combine_chunks(), measure)
-        rate_hz = settings.sample_rate_hz
+        rate_hz = prepared.values.get("sample_rate_hz", settings.sample_rate_hz)
+        if settings.sample_rate_hz not in (None, rate_hz):
+            raise UsageError(
+                f"sample_rate_hz is {settings.sample_rate_hz}, but {settings.encoder} hears at {rate_hz}: leave it out"
+            )
         if rate_hz is None:
             rate_hz = min(_MAX_FITTED_RATE_HZ, int(np.median(rates_hz)) if rates_hz else _MAX_FITTED_RATE_HZ)
         longest_s = float(np.percentile(durations_s, 99.5)) if durations_s else settings.max_seconds
         num_samples = math.ceil(min(settings.max_seconds, longest_s) * rate_hz)
         # At least one window, so that there is a frame that is not all padding.
-        return Fitted(
-            {"sample_rate_hz": rate_hz, "num_samples": max(num_samples, round(settings.window_s * rate_hz))}
-        )
+        num_samples = max(num_samples, round(settings.window_s * rate_hz))
+        values = {**prepared.values, "sample_rate_hz": rate_hz, "num_samples": num_samples}
+        return Fitted(values, dict(prepared.files))
 
     def decode(
         self,
@@ -189,26 +202,22 @@ class AudioModality(Modality[AudioSettings]):
     def transform(
         self, settings: AudioSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """``samples`` [B, N] to ``spectrogram`` [B, 1, mels, frames]: log-mel, each record to mean 0, deviation 1.
+        """``samples`` [B, N] to what the encoder asks for, augmented with keys.
 
-        As in Whisper (Radford et al. 2022), what lies more than 80 dB below a record's peak is raised to that floor.
-        Mean and deviation are taken over the frames that hold sound, so padding does not count.
+        - ``spectrogram`` [B, 1, mels, frames]: log-mel, each record to mean 0, deviation 1 over the frames that hold
+          sound. As in Whisper (Radford et al. 2022), what lies more than 80 dB below a record's peak is raised to that
+          floor.
+        - ``wave`` [B, N] float, full scale 1, and ``length`` [B], where its sound ends.
         """
-        rate_hz: int = fitted.values["sample_rate_hz"]
         wave = tensors["samples"].to(torch.float32) / FULL_SCALE
-        begin = torch.zeros_like(tensors["length"])
+        begin, length = torch.zeros_like(tensors["length"]), tensors["length"]
         if keys is not None and settings.time_shift > 0:
             wave, begin = _shift(wave, keys, settings.time_shift)
-        mel = _log_mel(wave, rate_hz, settings)
-        if keys is not None and settings.gain_db > 0:
-            mel = mel + _gain(keys, settings, mel.shape[1])
-        mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - _LOG_RANGE)
-        at = torch.arange(mel.shape[2], device=mel.device) * _hop(rate_hz, settings)
-        inside = (at >= begin[:, None]) & (at < (begin + tensors["length"])[:, None])
-        mel = _normalise(mel, inside)
-        if keys is not None:
-            mel = _mask(mel, keys, settings)
-        return {"spectrogram": mel.unsqueeze(1)}
+        if "wave" in settings.chosen()[0].inputs:
+            if keys is not None:
+                wave = _silence(wave, length, keys, settings.mask_time)
+            return {"wave": wave, "length": (begin + length).clamp(0, wave.shape[1]) * (length > 0)}
+        return {"spectrogram": _spectrogram(wave, begin, length, fitted, settings, keys).unsqueeze(1)}
 
     def encoder(self, settings: AudioSettings, fitted: Fitted, width: int) -> nn.Module:
         """As the settings name it; by default a small residual CNN on the spectrogram."""
@@ -308,6 +317,25 @@ def _log_mel(wave: torch.Tensor, rate_hz: int, settings: AudioSettings) -> torch
     return torch.log10(torch.matmul(filters, power).clamp(min=1e-10))
 
 
+def _spectrogram(
+    wave: torch.Tensor,
+    begin: torch.Tensor,
+    length: torch.Tensor,
+    fitted: Fitted,
+    settings: AudioSettings,
+    keys: torch.Tensor | None,
+) -> torch.Tensor:
+    """[B, mels, frames] of sound that begins and lasts where ``begin`` and ``length`` [B] say."""
+    rate_hz: int = fitted.values["sample_rate_hz"]
+    mel = _log_mel(wave, rate_hz, settings)
+    if keys is not None and settings.gain_db > 0:
+        mel = mel + _gain(keys, settings, mel.shape[1])
+    mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - _LOG_RANGE)
+    at = torch.arange(mel.shape[2], device=mel.device) * _hop(rate_hz, settings)
+    mel = _normalise(mel, (at >= begin[:, None]) & (at < (begin + length)[:, None]))
+    return mel if keys is None else _mask(mel, keys, settings)
+
+
 def _normalise(mel: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Mean 0 and deviation 1 over the frames ``inside`` [B, frames], per record."""
     weight = inside[:, None, :].to(mel.dtype)
@@ -324,6 +352,15 @@ def _shift(wave: torch.Tensor, keys: torch.Tensor, share: float) -> tuple[torch.
     source = torch.arange(num_samples, device=wave.device) - offset[:, None]
     inside = (source >= 0) & (source < num_samples)
     return wave.gather(1, source.clamp(0, num_samples - 1)) * inside, offset
+
+
+def _silence(wave: torch.Tensor, length: torch.Tensor, keys: torch.Tensor, share: float) -> torch.Tensor:
+    """A random run of up to this share of the sound set to 0, as SpecAugment masks frames."""
+    numbers = uniform_like(keys, _STREAM_MASK, 2)
+    count = numbers[:, 0] * share * length
+    start = numbers[:, 1] * (wave.shape[1] - count)
+    at = torch.arange(wave.shape[1], device=wave.device)
+    return wave.masked_fill((at >= start[:, None]) & (at < (start + count)[:, None]), 0.0)
 
 
 def _gain(keys: torch.Tensor, settings: AudioSettings, num_mels: int) -> torch.Tensor:

@@ -51,6 +51,7 @@ _MAX_STATISTICS_IMAGES = 512
 _RENDER_SIDE_PX = 160
 _REDUCTIONS = (8, 4, 2)
 _MEASURED_SIDE_PX = 6
+_ANY_WIDTH = 8
 _LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 # Pixels beyond this many times what the model sees are left encoded: a crop of them costs more to read than to decode.
 _MAX_RAW_RATIO = 8
@@ -64,7 +65,8 @@ class ImageSettings(EncoderSettings, FieldSettings):
     kind: Literal["image"] = "image"
     encoder: str = "cnn"
     size_px: int | None = Field(None, ge=8, le=1024)
-    """Height and width the model sees; null takes the sample's median short side, within 28 to 224."""
+    """Height and width the model sees; null takes that of the network's published weights, else the sample's median
+    short side, within 28 to 224."""
     decode: Literal["exact", "fast"] = "exact"
     """exact: pixels within 1 level of Pillow's (2 in about one value of 10,000). fast: JPEGs with approximate
     arithmetic, and at 1/2, 1/4 or 1/8 of their size where the smallest crop then still has ``size_px`` to a side."""
@@ -89,7 +91,7 @@ class ImageSettings(EncoderSettings, FieldSettings):
 
 
 class ImageModality(Modality[ImageSettings]):
-    """Encoded images; array and tensor ``pixels``."""
+    """Encoded images; array and tensor ``pixels``, with ``keys`` in training."""
 
     kind = "image"
     settings = ImageSettings
@@ -106,7 +108,14 @@ class ImageModality(Modality[ImageSettings]):
             px.decode(values[0], _limits(ImageSettings()))
 
     def fit(self, settings: ImageSettings, table: pa.Table) -> Fitted:
-        """``size_px`` from the sizes in the files' headers; ``mean`` and ``std`` of each channel, in [0, 1]."""
+        """``size_px`` from the sizes in the files' headers; ``mean`` and ``std`` of each channel, in [0, 1].
+
+        What a pretrained network was trained with takes their place; ``size_px`` only where the settings name none.
+
+        Raises:
+            UsageError: the network does not take images of this size.
+        """
+        prepared = settings.prepare()
         column = table.column(0).combine_chunks()
         short_sides: list[int] = []
 
@@ -114,7 +123,7 @@ class ImageModality(Modality[ImageSettings]):
             short_sides.append(min(px.measure(payload, _limits(settings))))
 
         decode_each(column, measure)
-        size = settings.size_px
+        size = settings.size_px or prepared.values.get("size_px")
         if size is None:
             median = float(np.median(short_sides)) if short_sides else _MIN_FITTED_SIZE_PX
             size = int(np.clip(round(median / 4) * 4, _MIN_FITTED_SIZE_PX, _MAX_FITTED_SIZE_PX))
@@ -124,7 +133,11 @@ class ImageModality(Modality[ImageSettings]):
         pixels = decoded.arrays["pixels"][decoded.present].reshape(-1, 3).astype(np.float32) / 255
         mean = pixels.mean(axis=0) if len(pixels) else np.full(3, 0.5)
         std = np.maximum(pixels.std(axis=0), 0.05) if len(pixels) else np.full(3, 0.25)
-        return Fitted({"size_px": size, "mean": [float(v) for v in mean], "std": [float(v) for v in std]})
+        values = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+        fitted = Fitted({**values, **prepared.values, "size_px": size}, dict(prepared.files))
+        with torch.device("meta"):  # Whether the network takes this size, without a weight being made.
+            self.encoder(settings, fitted, _ANY_WIDTH)
+        return fitted
 
     def decode(
         self,
@@ -184,7 +197,7 @@ class ImageModality(Modality[ImageSettings]):
     def transform(
         self, settings: ImageSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """``pixels`` uint8 [B, H, W, 3] to normalised float [B, 3, H, W] in channels-last memory."""
+        """``pixels`` uint8 [B, H, W, 3] to normalised float [B, 3, H, W] in channels-last memory; and ``keys``."""
         # NHWC in memory, seen as NCHW, is what PyTorch calls channels_last. In place where it can be: at 224 px each
         # pass over a batch costs as much as decoding a tenth of it.
         x = tensors["pixels"].permute(0, 3, 1, 2).to(torch.float32)
@@ -193,7 +206,8 @@ class ImageModality(Modality[ImageSettings]):
         mean = torch.tensor(fitted.values["mean"], device=x.device).view(1, 3, 1, 1)
         std = torch.tensor(fitted.values["std"], device=x.device).view(1, 3, 1, 1)
         x = x.mul_(1 / (255 * std)).sub_(mean / std)
-        return {"pixels": x.contiguous(memory_format=torch.channels_last)}
+        pixels = {"pixels": x.contiguous(memory_format=torch.channels_last)}
+        return pixels if keys is None else {**pixels, "keys": keys}
 
     def encoder(self, settings: ImageSettings, fitted: Fitted, width: int) -> nn.Module:
         """As the settings name it; by default a small residual CNN."""

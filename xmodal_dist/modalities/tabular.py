@@ -155,7 +155,7 @@ class TabularModality(Modality[TabularSettings]):
     def transform(
         self, settings: TabularSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """The same tensors, ids as int64; with keys, hidden values become missing."""
+        """The same tensors, ids as int64; with keys, hidden values become missing, and ``keys`` are handed on."""
         numeric, missing, ids = tensors["numeric"], tensors["missing"], tensors["categorical"].long()
         if keys is not None and settings.value_dropout > 0:
             count = missing.shape[1]
@@ -163,7 +163,8 @@ class TabularModality(Modality[TabularSettings]):
             missing = missing | hidden[:, :count]
             numeric = numeric.masked_fill(missing, 0.0)
             ids = ids.masked_fill(hidden[:, count:], _MISSING_ID)
-        return {"numeric": numeric, "missing": missing, "categorical": ids}
+        found = {"numeric": numeric, "missing": missing, "categorical": ids}
+        return found if keys is None else {**found, "keys": keys}
 
     def encoder(self, settings: TabularSettings, fitted: Fitted, width: int) -> nn.Module:
         """As the settings name it; by default a two-layer perceptron on numbers, missing flags and embeddings."""

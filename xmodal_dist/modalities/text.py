@@ -1,16 +1,11 @@
-"""Text: one or more columns to byte-pair token ids; the vocabulary is learned from the train split.
+"""Text: one or more columns to token ids.
 
-Tokenizer: words between white space, NFKC, lower case, byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2, so
-nothing is unknown), by Hugging Face ``tokenizers``. A text's tokens are its words' tokens one after the other: so a
-word is taken apart once and then looked up.
+The vocabulary is learned from the train split, or the one that a pretrained encoder came with.
 """
 
 from __future__ import annotations
 
-import array
-import functools
 import html
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,42 +14,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 
 from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.encoders import EncoderSettings, build
 from xmodal_dist.encoders.tokens import TEXT_ENCODERS
+from xmodal_dist.encoders.transformers_text import PRETRAINED_TEXT_ENCODERS, TOKENIZER_FILE
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
+from xmodal_dist.modalities.tokenizer import ID_BYTES, MAX_TOKEN_CHARS, TextTokenizer, learn, open_tokenizer
 from xmodal_dist.randomness import uniform_like
 
 __all__ = ["MODALITY", "TextModality", "TextSettings"]
 
-# Readers run in threads of their own; a second pool inside each call fights them, and warns after every fork.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 _STREAM_DROPOUT = 301
-_PAD, _SEPARATOR = "[PAD]", "[SEP]"
-_TOKENIZER_FILE = "tokenizer.json"
-_MAX_TOKEN_CHARS = 32
-_MAX_KNOWN_WORDS, _MAX_KNOWN_CHARS = 200_000, 64
-_ID_BYTES = 4
-_FIRST_BYTE_ID, _FIRST_MERGED_ID = 2, 258
 _RENDER_MAX_CHARS = 500
 
 
 class TextSettings(EncoderSettings, FieldSettings):
     """Settings of a text field."""
 
-    architectures = TEXT_ENCODERS
+    architectures = (*TEXT_ENCODERS, *PRETRAINED_TEXT_ENCODERS)
 
     kind: Literal["text"] = "text"
     encoder: str = "bag"
     vocab_size: int = Field(8000, ge=300, le=200_000)
-    """Most tokens of the vocabulary; 258 of them stand for bytes, padding and the border of two columns."""
+    """Most tokens of a vocabulary that is learned; 258 of them stand for bytes, padding and the border of columns."""
     min_frequency: int = Field(1, ge=1)
-    """A pair of tokens is merged only if it occurs this often in the sample."""
+    """A pair of tokens of such a vocabulary is merged only if it occurs this often in the sample."""
     max_tokens: int = Field(128, ge=1, le=4096)
     """The model sees the sample's 99th percentile of token counts, at most this; longer texts are cut off."""
     token_dropout: float = Field(0.1, ge=0, lt=1)
@@ -91,21 +78,28 @@ class TextModality(Modality[TextSettings]):
                 raise DecodeError("text_not_utf8", str(error)) from error
 
     def fit(self, settings: TextSettings, table: pa.Table) -> Fitted:
-        """The tokenizer as a file, ``vocab_size``, ``num_tokens``, ``token_rows``; equal samples give equal ones."""
+        """``num_tokens``, ``vocab_size`` and the tokenizer as a file; equal samples give equal ones.
+
+        With a learned tokenizer also ``token_rows``, the records of the sample that hold each token; with that of a
+        pretrained encoder also what the encoder asked for.
+        """
         columns, _ = _texts([column.combine_chunks() for column in table.columns])
-        most_chars = settings.max_tokens * _MAX_TOKEN_CHARS
-        words = [" ".join(text[:most_chars].split()) for texts in columns for text in texts if text]
-        content = _train(words, settings).to_str()
-        encoded = [
-            np.frombuffer(row, np.int32) for row in _encode(columns, content, settings.max_tokens) if row
-        ]
-        vocab_size = _words(content).vocab_size
-        rows = np.bincount(
-            np.concatenate([np.unique(ids) for ids in encoded]) if encoded else [], minlength=vocab_size
-        )
+        prepared, most_tokens = settings.prepare(), settings.max_tokens
+        values, files = dict(prepared.values), dict(prepared.files)
+        if TOKENIZER_FILE in files:
+            most_tokens = min(most_tokens, values["longest"])
+        else:
+            most_chars = most_tokens * MAX_TOKEN_CHARS
+            words = [" ".join(text[:most_chars].split()) for texts in columns for text in texts if text]
+            files[TOKENIZER_FILE] = learn(words, settings.vocab_size, settings.min_frequency)
+        tokenizer = open_tokenizer(files[TOKENIZER_FILE], values.get("template"))
+        encoded = [np.frombuffer(row, np.int32) for row in tokenizer.encode(columns, most_tokens) if row]
         longest = int(np.ceil(np.percentile([len(ids) for ids in encoded], 99))) if encoded else 1
-        values = {"num_tokens": max(1, longest), "vocab_size": vocab_size, "token_rows": rows.tolist()}
-        return Fitted(values, {_TOKENIZER_FILE: content})
+        values |= {"num_tokens": max(1, longest), "vocab_size": tokenizer.vocab_size}
+        if "template" not in values:
+            held = np.concatenate([np.zeros(0, np.int32), *map(np.unique, encoded)])
+            values["token_rows"] = np.bincount(held, minlength=tokenizer.vocab_size).tolist()
+        return Fitted(values, files)
 
     def decode(
         self,
@@ -117,44 +111,45 @@ class TextModality(Modality[TextSettings]):
         """``ids`` [n, num_tokens] int32, 0 = padding; a record whose columns are all null or blank is missing."""
         num_tokens: int = fitted.values["num_tokens"]
         texts, errors = _texts(columns)
-        rows = _encode(texts, fitted.files[_TOKENIZER_FILE], num_tokens)
-        padded = bytearray().join(row.ljust(_ID_BYTES * num_tokens, b"\0") for row in rows)
+        rows = _tokenizer(fitted).encode(texts, num_tokens)
+        padded = bytearray().join(row.ljust(ID_BYTES * num_tokens, b"\0") for row in rows)
         present = np.fromiter(map(bool, rows), np.bool_, len(rows))
         return Decoded({"ids": np.frombuffer(padded, np.int32).reshape(-1, num_tokens)}, present, errors)
 
     def measures(
         self, settings: TextSettings, fitted: Fitted, arrays: Arrays
     ) -> dict[str, NDArray[np.float32]]:
-        """``tokens``, and ``unknown_share``: the share of them that are single bytes, for want of a larger piece.
+        """``tokens``, and ``unknown_share``: the share of them that the vocabulary has no piece of.
 
-        Nothing is unknown to a byte-level tokenizer; text of another language or in another script falls into bytes.
+        A learned vocabulary has all bytes: text of another language or in another script falls into those.
         """
-        ids = arrays["ids"].view(np.int32)
+        ids, tokenizer = arrays["ids"].view(np.int32), _tokenizer(fitted)
+        first, last = tokenizer.unknown
         tokens = np.count_nonzero(ids, axis=1)
-        single = np.count_nonzero((ids >= _FIRST_BYTE_ID) & (ids < _FIRST_MERGED_ID), axis=1)
-        share = single / np.maximum(tokens, 1)
+        if tokenizer.marks:
+            tokens -= np.count_nonzero(np.isin(ids, tokenizer.marks), axis=1)
+        share = np.count_nonzero((ids >= first) & (ids < last), axis=1) / np.maximum(tokens, 1)
         return {"tokens": tokens.astype(np.float32), "unknown_share": share.astype(np.float32)}
 
     def words(self, settings: TextSettings, fitted: Fitted, values: Sequence[Any]) -> list[tuple[str, int]]:
         """What stands between white space."""
         texts, _ = _texts([pa.array([value]) for value in values])
-        known, left = _words(fitted.files[_TOKENIZER_FILE]), int(fitted.values["num_tokens"])
-        found: list[tuple[str, int]] = []
-        for words in (text.split() for (text,) in texts if text and text.strip()):
-            counts = [(word, len(known[word]) // _ID_BYTES) for word in words]
-            for word, count in [("", 1), *counts] if found else counts:
-                found.append((word, min(count, left)))
-                left -= found[-1][1]
-        return found
+        there = [text for (text,) in texts if text and text.strip()]
+        return _tokenizer(fitted).words(there, fitted.values["num_tokens"]) if there else []
 
     def transform(
         self, settings: TextSettings, fitted: Fitted, tensors: Tensors, keys: Any | None
     ) -> Tensors:
-        """``ids`` [B, T] int64; with keys, dropped tokens are 0 where they stood, and the encoder gets ``keys`` too."""
+        """``ids`` [B, T] int64; with keys, dropped tokens are 0 where they stood, and the encoder gets ``keys`` too.
+
+        Marks that stand in every text are never dropped.
+        """
         ids = tensors["ids"].long()
         if keys is None:
             return {"ids": ids}
         kept = uniform_like(keys, _STREAM_DROPOUT, ids.shape[1]) >= settings.token_dropout
+        for mark in _tokenizer(fitted).marks:
+            kept |= ids == mark
         return {"ids": ids * kept, "keys": keys}
 
     def encoder(self, settings: TextSettings, fitted: Fitted, width: int) -> nn.Module:
@@ -168,6 +163,10 @@ class TextModality(Modality[TextSettings]):
         ]
         cut = [p if len(p) <= _RENDER_MAX_CHARS else p[:_RENDER_MAX_CHARS] + "…" for p in parts]
         return "<br>".join(html.escape(p) for p in cut) if cut else "<em>missing</em>"
+
+
+def _tokenizer(fitted: Fitted) -> TextTokenizer:
+    return open_tokenizer(fitted.files[TOKENIZER_FILE], fitted.values.get("template"))
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -217,61 +216,6 @@ def _texts(columns: Sequence[pa.Array]) -> tuple[list[list[str | None]], dict[in
         for column_texts in texts:
             column_texts[row] = None
     return texts, errors
-
-
-def _encode(columns: Sequence[Sequence[str | None]], content: str, num_tokens: int) -> list[bytes]:
-    """Each record's ids as int32 bytes, at most ``num_tokens``: its columns' with a separator between.
-
-    Blank columns are left out. Texts are cut at the most characters that ``num_tokens`` tokens can hold, so that a
-    huge one costs no time.
-    """
-    words = _words(content)
-    most_chars, most_bytes = num_tokens * _MAX_TOKEN_CHARS, num_tokens * _ID_BYTES
-    encoded = [
-        [b"".join(map(words.__getitem__, text[:most_chars].split())) if text else b"" for text in texts]
-        for texts in columns
-    ]
-    if len(encoded) == 1:
-        return [row[:most_bytes] for row in encoded[0]]
-    separator = words[_SEPARATOR]
-    return [separator.join(filter(None, row))[:most_bytes] for row in zip(*encoded, strict=True)]
-
-
-class _Words(dict[str, bytes]):
-    """A word's ids as int32 bytes; a new word goes through the tokenizer and, while there is room, is kept."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self._tokenizer = Tokenizer.from_str(content)
-        self.vocab_size = int(self._tokenizer.get_vocab_size())
-
-    def __missing__(self, word: str) -> bytes:
-        ids = array.array("i", self._tokenizer.encode(word, add_special_tokens=False).ids).tobytes()
-        if len(word) <= _MAX_KNOWN_CHARS and len(self) < _MAX_KNOWN_WORDS:
-            self[word] = ids
-        return ids
-
-
-def _train(sample: Sequence[str], settings: TextSettings) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size,
-        min_frequency=settings.min_frequency,
-        special_tokens=[_PAD, _SEPARATOR],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=_MAX_TOKEN_CHARS,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sample, trainer)
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=16)
-def _words(content: str) -> _Words:
-    """The words of a fitted field's tokenizer; all readers of a process share them."""
-    return _Words(content)
 
 
 MODALITY = TextModality()

@@ -39,7 +39,7 @@ def fit_fields(
         max_rows: at most this many rows (rounded up to row groups, evenly spread over the train split) are read.
 
     Raises:
-        UsageError: settings for a field that the dataset does not have.
+        UsageError: settings for a field that the dataset does not have, or that do not fit together.
     """
     names = [f.name for f in manifest.fields]
     for name in settings:
@@ -50,7 +50,10 @@ def fit_fields(
         values = dict(settings.get(field.name, {}))
         spec = FieldSpec(field.name, field.columns, field_settings(field.name, field.kind, values), Fitted())
         sample = _sample(dataset, manifest, field.columns, max_rows)
-        fitted = spec.modality.fit(spec.settings, sample)
+        try:
+            fitted = spec.modality.fit(spec.settings, sample)
+        except UsageError as error:
+            raise UsageError(f"fields.{field.name}: {error}") from error
         specs.append(FieldSpec(spec.name, spec.columns, spec.settings, fitted))
     return tuple(specs)
 

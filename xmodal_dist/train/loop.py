@@ -26,10 +26,10 @@ from xmodal_dist.batch import Batch
 from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.calibrate import Calibration
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
-from xmodal_dist.errors import XmodalError
+from xmodal_dist.errors import UsageError, XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
-from xmodal_dist.train import validation
+from xmodal_dist.train import finetune, validation
 from xmodal_dist.train.average import WeightAverage
 from xmodal_dist.train.calibration import calibration_chunks, fit_observed, observe
 from xmodal_dist.train.checkpoint import (
@@ -55,7 +55,11 @@ _T = TypeVar("_T")
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Entry point of every Ray Train worker; returns a summary of the run on rank 0."""
-    return _Worker(config["job"]).run()
+    try:
+        return _Worker(config["job"]).run()
+    except UsageError as error:
+        # A user's mistake that every rank has met; no restart would help.
+        return {"error": error}
 
 
 class _Worker:
@@ -63,7 +67,7 @@ class _Worker:
 
     def __init__(self, job: TrainJob) -> None:
         from ray import train
-        from ray.train.torch import get_device, prepare_model
+        from ray.train.torch import get_device
 
         context = train.get_context()
         self.job = job
@@ -73,19 +77,21 @@ class _Worker:
         before_s = time.time() - job.started_s
         torch.manual_seed(job.train.seed)
         self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
-        self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay)
+        newest, again = self._newest_checkpoint()
+        if newest is None:
+            finetune.load_pretrained(self.model, job.specs, self._gather)
+        scales = finetune.rate_scales(self.model, job.specs)
+        self.optimizer = adamw(self.model, job.train.learning_rate, job.train.weight_decay, scales)
         decay = job.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
-        self.progress, again = self._restore()
+        self.progress = self._restore(newest)
         self.schedule = job.schedule
         self.steps = self.schedule.steps("train")
         # Readers begin while the rest is made.
         steps = stream_steps(job.reader(), self._chunks(), job.pipeline, self._readers())
         self.batches = self._batches(steps)
-        if job.train.adds_lane_by_lane(self.device.type):
-            self.ddp: nn.Module = self.model
-        else:
-            self.ddp = prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        finetune.freeze(self.model, job.specs, self.progress.epoch)
+        self.ddp = self._parallel()
         self.sums = StepSums(self.device)
         self.rejected: list[Rejected] = []
         self.reasons = Counter[str]()
@@ -118,6 +124,8 @@ class _Worker:
     def _train_epoch(self) -> None:
         train, progress = self.job.train, self.progress
         total_steps = self.steps * train.epochs
+        if finetune.freeze(self.model, self.job.specs, progress.epoch):
+            self.ddp = self._parallel()
         self.ddp.train()
         self.watch.begin("train")
         while progress.step < self.steps:
@@ -248,8 +256,16 @@ class _Worker:
         check_budget(sum(reasons, Counter[str]()), rows, limit, setting, self.job.quarantine)
         self.reasons.clear()
 
-    def _restore(self) -> tuple[Progress, bool]:
-        """Continue from the newest whole checkpoint; also whether this command had an attempt before this one.
+    def _parallel(self) -> nn.Module:
+        """The model, under DDP where that adds the gradients: of what learns now, for it takes note only once."""
+        from ray.train.torch import prepare_model
+
+        if self.job.train.adds_lane_by_lane(self.device.type):
+            return self.model
+        return prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+
+    def _newest_checkpoint(self) -> tuple[str | None, bool]:
+        """The newest whole checkpoint; also whether this command had an attempt before this one.
 
         Rank 0 chooses, so that all ranks take the same.
         """
@@ -260,11 +276,14 @@ class _Worker:
             found = [latest_checkpoint(job.checkpoints, job.digest), again]
         if self.num_workers > 1:
             dist.broadcast_object_list(found, src=0)
-        name, again = found
-        if name is None:
-            return Progress(), again
+        return found[0], found[1]
+
+    def _restore(self, checkpoint: str | None) -> Progress:
+        """Continue from a checkpoint, or from the start."""
+        if checkpoint is None:
+            return Progress()
         restored = (self.model, self.optimizer, self.device, self.average)
-        return load_checkpoint(job.checkpoints, name, *restored), again
+        return load_checkpoint(self.job.checkpoints, checkpoint, *restored)
 
     def _checkpoint(self) -> None:
         with self.watch.stage("checkpoint"):

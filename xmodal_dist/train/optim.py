@@ -3,26 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["adamw", "learning_rate_at"]
+__all__ = ["adamw", "learning_rate_at", "set_learning_rate"]
 
 
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    rate_scales: Mapping[nn.Parameter, float] | None = None,
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) that decays matrices only, not biases, norms and single vectors.
 
     Epsilon is 1e-6: with the usual 1e-8, parameters whose gradients are rounding noise would take full steps, and runs
     on different numbers of workers would part.
+
+    Args:
+        model: of whose parameters those that may learn now are taken; later they may stand still for a while.
+        learning_rate: until :func:`set_learning_rate` says otherwise.
+        weight_decay: share of a matrix that is taken off at each step, times its learning rate.
+        rate_scales: multiple of the learning rate of some parameters; 1 of the others.
     """
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    scales = rate_scales or {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scales.get(parameter, 1.0), parameter.ndim >= 2), []).append(parameter)
     _spare_the_compiler()
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[scale, decays], "weight_decay": weight_decay * decays, "rate_scale": scale}
+            for scale, decays in sorted(groups, reverse=True)
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    set_learning_rate(optimizer, learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """The run's learning rate for the next step; each group takes its multiple."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["rate_scale"]
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:

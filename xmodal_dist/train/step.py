@@ -17,6 +17,7 @@ from xmodal_dist.model.mixup import draw_shares
 from xmodal_dist.train.balance import Balance
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 from xmodal_dist.train.job import TrainJob
+from xmodal_dist.train.optim import set_learning_rate
 from xmodal_dist.train.stopwatch import Stopwatch
 
 __all__ = ["OneStep", "StepSums", "optimizer_step"]
@@ -100,8 +101,7 @@ def optimizer_step(
     else:
         accumulate(model, pieces(slice(0, len(batch)), train.micro_batch_rows), backward)
     with watch.stage("optimizer"):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(optimizer, learning_rate)
         if train.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         with balance.slowed(model, num_workers):
