@@ -303,5 +303,7 @@ TEXT_ENCODERS = (
         functools.partial(_text, "transformer"),
     ),
     Architecture("gru", "the bag and a bidirectional GRU", SequenceOptions, functools.partial(_text, "gru")),
-    Architecture("lstm", "the bag and a bidirectional LSTM", SequenceOptions, functools.partial(_text, "lstm")),
+    Architecture(
+        "lstm", "the bag and a bidirectional LSTM", SequenceOptions, functools.partial(_text, "lstm")
+    ),
 )
