@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,3 +78,35 @@ def tiny_dataset(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) ->
     settings = PackSettings(rows_per_row_group=8, shard_bytes=20_000)
     pack(str(tiny_source), target, fields=[parse_field(f) for f in TINY_FIELDS], settings=settings)
     return target
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a BERT of 2 layers and 32 features with a tokenizer of the tiny source's captions."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    records = [json.loads(line) for line in tiny_source.read_text().splitlines()]
+    captions = [record["caption"] for record in records if record["caption"]]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=marks, show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=24, **names)
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=32,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("bert") / "tiny"
+    torch.manual_seed(3)
+    transformers.BertModel(config).save_pretrained(folder)
+    loaded.save_pretrained(folder)
+    return folder

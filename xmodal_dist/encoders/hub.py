@@ -108,7 +108,9 @@ def fetch_config(source: str) -> tuple[str, str | None]:
     """
     config = fetch(optional("transformers", "hf").AutoConfig.from_pretrained, source, "usable config.json")
     commit = getattr(config, "_commit_hash", None)
-    return str(config.to_json_string(use_diff=False)), commit
+    values = json.loads(config.to_json_string(use_diff=False))
+    values.pop("_name_or_path", None)
+    return json.dumps(values, indent=1, sort_keys=True), commit
 
 
 def make_transformer(config: str, **options: Any) -> nn.Module:
