@@ -172,3 +172,15 @@ def test_mistakes_are_answered_in_words_without_a_traceback(
     filled = [a.format(dataset=tiny_dataset, source=tiny_source) for a in arguments]
     _, err = _xmodal(capsys, *filled, code=code)
     assert words in err and "Traceback" not in err
+
+
+def test_a_sweep_of_the_learning_rate_writes_what_it_suggests(
+    capsys: pytest.CaptureFixture[str], tiny_dataset: str, tmp_path: Path
+) -> None:
+    sweep = ("find-lr", "--data", tiny_dataset, "--output", str(tmp_path), "--set", "model.width=16")
+    out, _ = _xmodal(capsys, *sweep, "--set", "train.batch_size=24", "--steps", "30")
+    found = json.loads((tmp_path / "find_lr.json").read_text())
+    assert f"--set train.learning_rate={found['suggestion']:g}" in out
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    _, err = _xmodal(capsys, *sweep, "--lowest", "2", code=2)
+    assert "0 < --lowest < --highest" in err

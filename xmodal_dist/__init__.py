@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING, Any
 from xmodal_dist.version import __version__
 
 if TYPE_CHECKING:
-    from xmodal_dist.api import calibrate, doctor, evaluate, explain, inspect, pack, score, train, verify
+    from xmodal_dist.api import (
+        calibrate,
+        doctor,
+        evaluate,
+        explain,
+        find_lr,
+        inspect,
+        pack,
+        score,
+        train,
+        verify,
+    )
 
 __all__ = [
-    "__version__", "calibrate", "doctor", "evaluate", "explain", "inspect", "pack", "score", "train", "verify",
+    "__version__", "calibrate", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score", "train", "verify",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xmodal_dist.api.data import doctor, inspect, pack, verify
 from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, explain
 from xmodal_dist.api.scoring import gc, retry, score
-from xmodal_dist.api.training import report, train
+from xmodal_dist.api.training import find_lr, report, train
 
 __all__ = [
     "calibrate",
@@ -13,6 +13,7 @@ __all__ = [
     "evaluate",
     "evaluation_path",
     "explain",
+    "find_lr",
     "gc",
     "inspect",
     "pack",

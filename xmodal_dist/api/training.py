@@ -1,4 +1,4 @@
-"""Training, and comparing what was trained."""
+"""Training, finding its learning rate, and comparing what was trained."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from xmodal_dist import runtime, storage
 from xmodal_dist.api.evaluation import EVALUATIONS
 from xmodal_dist.errors import UsageError
 from xmodal_dist.report import runs as runs_page
+from xmodal_dist.report import sweep as sweep_page
 from xmodal_dist.report import training as training_page
+from xmodal_dist.train.find_lr import RateSweep, find_learning_rate
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
-__all__ = ["report", "train"]
+__all__ = ["find_lr", "report", "train"]
 
 
 def train(
@@ -53,6 +55,45 @@ def train(
     page = training_page.render(run, read_metrics(run), goodput, None, settings.model_dump(mode="json"))
     storage.write_bytes(storage.join(run, "report.html"), page.encode())
     return result
+
+
+def find_lr(
+    data: str,
+    output: str,
+    *,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    steps: int = 100,
+    lowest: float = 1e-5,
+    highest: float = 1.0,
+) -> RateSweep:
+    """Look for a learning rate: train for some steps at a rising one, in this process and without Ray.
+
+    Args:
+        data: the dataset.
+        output: directory to write: find_lr.json, report.html.
+        config: YAML file of settings; none takes the defaults.
+        set: overrides like ``train.batch_size=128``.
+        steps: of the sweep.
+        lowest: rate of the first step.
+        highest: rate of the last step.
+    """
+    output, settings = storage.absolute(output), configuration.load(config, set)
+    found = find_learning_rate(
+        storage.absolute(data),
+        fields=settings.fields,
+        model=settings.model,
+        train=settings.train,
+        pipeline=settings.pipeline,
+        num_steps=steps,
+        lowest=lowest,
+        highest=highest,
+    )
+    content = json.dumps(found._asdict(), indent=1) + "\n"
+    storage.write_bytes(storage.join(output, "find_lr.json"), content.encode())
+    page = sweep_page.render(data, found._asdict(), settings.model_dump(mode="json"))
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return found
 
 
 def report(runs: Sequence[str], output: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands that train, and compare what was trained."""
+"""Commands that train, look for a learning rate, and compare what was trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from xmodal_dist.cli.options import AsJson, Config, DataPath, NumWorkers, Overrides, say, show_result
 
-__all__ = ["report", "train"]
+__all__ = ["find_lr", "report", "train"]
 
 
 def train(
@@ -33,6 +33,26 @@ def train(
         as_json,
         lambda: say(f"{text}\nmodel:  {result.bundle}\nreport: {result.run}/report.html"),
     )
+
+
+def find_lr(
+    data: DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")] = "runs/find-lr",
+    config: Config = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sweep.")] = 100,
+    lowest: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-5,
+    highest: Annotated[float, typer.Option(help="Learning rate of the last step.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Look for a learning rate: some training steps at a rising one, in this process."""
+    from xmodal_dist import api
+
+    found = api.find_lr(
+        data, output, config=config, set=overrides or (), steps=steps, lowest=lowest, highest=highest
+    )
+    text = f"lowest loss at {found.lowest_loss_at:.2g}; suggested: --set train.learning_rate={found.suggestion:g}"
+    show_result(found._asdict(), as_json, lambda: say(f"{text}\nreport: {output}/report.html"))
 
 
 def report(
