@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "calibrate", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score", "train", "verify",
+    "__version__", "calibrate", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score", "train",
+    "verify",
 ]  # fmt: skip
 
 
