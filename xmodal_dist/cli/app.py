@@ -28,13 +28,12 @@ _config_app = typer.Typer(
 app.add_typer(_config_app, name="config")
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    tools.demo, data.pack, data.inspect, training.train, training.report,
+    tools.demo, data.pack, data.inspect, training.train, training.find_lr, training.report,
     evaluation.evaluate, evaluation.calibrate, evaluation.explain,
     scoring.score, scoring.retry, scoring.gc, data.verify, tools.doctor,
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
-app.command("find-lr")(training.find_lr)
 _config_app.command("print")(tools.config_print)
 _config_app.command("schema")(tools.config_schema)
 _config_app.command("validate")(tools.config_validate)

@@ -1,4 +1,4 @@
-"""Commands that train, and compare what was trained."""
+"""Commands that train, look for a learning rate, and compare what was trained."""
 
 from __future__ import annotations
 

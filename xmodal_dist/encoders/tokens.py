@@ -212,7 +212,7 @@ class _Transformer(nn.Module):
 class _Recurrent(nn.Module):
     """A bidirectional recurrent network that ends each row at its last token."""
 
-    make: type[nn.RNNBase]
+    make: type[nn.GRU] | type[nn.LSTM]
 
     def __init__(self, width: int, max_tokens: int) -> None:
         super().__init__()
