@@ -192,10 +192,12 @@ def _prepare(reference: str, pretrained: bool) -> Prepared:
     """The rate that the network hears at, and its configuration."""
     source = hub.source_of(reference)
     config, revision = hub.fetch_config(source)
-    kind = json.loads(config)
-    if kind["model_type"] != _SPECTROGRAM_MODEL and not ("conv_kernel" in kind and "conv_stride" in kind):
+    network = json.loads(config)
+    if network["model_type"] != _SPECTROGRAM_MODEL and not (
+        "conv_kernel" in network and "conv_stride" in network
+    ):
         raise UsageError(
-            f"encoder: hf:{reference} is of type {kind['model_type']!r}; of sound known are wav2vec 2.0, HuBERT and "
+            f"encoder: hf:{reference} is of type {network['model_type']!r}; of sound known are wav2vec 2.0, HuBERT and "
             f"their kin, which hear samples, and {_SPECTROGRAM_MODEL}"
         )
     processor = fetch_preprocessing(source)
