@@ -54,7 +54,8 @@ def test_features_are_those_of_the_extractor(transformers: Any, num_mels: int, t
     wave, length, alone = _waves(
         3000, 399, 400, 8000, 16_000
     )  # shorter than the network hears, none, one, longer
-    found = encoder.features(wave, length)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = encoder.features(wave, length)
     rows = [0, 2, 3, 4]  # the extractor cannot take less than one frame
     expected = extractor(
         [alone[row] for row in rows], sampling_rate=RATE_HZ, return_tensors="pt"

@@ -180,7 +180,8 @@ class _Spectrogram(_SoundNetwork):
 
     def features(self, wave: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """[B, max_length, M] as the feature extractor of transformers makes them, record by record."""
-        found = kaldi_features(wave, self.rate_hz, self.num_mels)[:, : self.num_frames]
+        with torch.autocast(wave.device.type, enabled=False):
+            found = kaldi_features(wave, self.rate_hz, self.num_mels)[:, : self.num_frames]
         size, hop = _frame_samples(self.rate_hz)
         whole = mask_of((length - size).div(hop, rounding_mode="floor") + 1, found.shape[1])
         found = F.pad(found * whole.unsqueeze(2), (0, 0, 0, self.num_frames - found.shape[1]))
