@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from xmodal_dist.version import __version__
 
 if TYPE_CHECKING:
-    from xmodal_dist.api import doctor, evaluate, inspect, pack, score, train, verify
+    from xmodal_dist.api import compare, doctor, evaluate, inspect, pack, score, train, verify
 
-__all__ = ["__version__", "doctor", "evaluate", "inspect", "pack", "score", "train", "verify"]
+__all__ = ["__version__", "compare", "doctor", "evaluate", "inspect", "pack", "score", "train", "verify"]
 
 
 class _Function:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from xmodal_dist import config as configuration
 from xmodal_dist import runtime, storage
-from xmodal_dist.bundle import check_files, load_bundle
+from xmodal_dist.baselines import compare as comparing
+from xmodal_dist.bundle import Bundle, check_files, load_bundle
 from xmodal_dist.dataset.inspect import Inspection, inspect_dataset
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, Manifest, load_manifest
 from xmodal_dist.dataset.schema import Field, parse_field
 from xmodal_dist.dataset.verify import VerifyResult, verify_dataset
 from xmodal_dist.doctor import Finding, examine
 from xmodal_dist.errors import UsageError
-from xmodal_dist.evaluate import Evaluation, evaluate_predictions
+from xmodal_dist.evaluate import Evaluation, evaluate_predictions, subset_column
 from xmodal_dist.ingest import pack as packing
+from xmodal_dist.pipeline.rows import one_chunk
 from xmodal_dist.progress import ConsoleProgress
+from xmodal_dist.report import comparison as comparison_page
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
 from xmodal_dist.report import scoring as scoring_page
@@ -34,7 +42,7 @@ from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 
-__all__ = ["doctor", "evaluate", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
+__all__ = ["compare", "doctor", "evaluate", "gc", "inspect", "pack", "retry", "score", "train", "verify"]
 
 _NUM_WORST = 20
 
@@ -148,19 +156,22 @@ def evaluate(
     manifest = load_manifest(data)
     manifest.split_shards(split)
     model = load_bundle(bundle)
-    with runtime.connect():
-        settings = ScoreSettings(evaluation=True, split=split)
-        scored = scoring.score(
-            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
-        )
-    predictions = read_predictions(scored.output)
+    predictions = _predict_split(bundle, data, output, split, num_workers)
     outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST)
-    sink = io.BytesIO()
-    pq.write_table(predictions, sink)
-    storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())
+    _write_parquet(storage.join(output, "predictions.parquet"), predictions)
     _write_json(storage.join(output, "metrics.json"), outcome.metrics)
     _write_evaluation_page(output, bundle, data, split, manifest, outcome)
     return outcome.metrics
+
+
+def _predict_split(bundle: str, data: str, output: str, split: str, num_workers: int | None) -> pa.Table:
+    """What the bundle says of a split, also with every subset of the fields."""
+    settings = ScoreSettings(evaluation=True, split=split)
+    with runtime.connect():
+        scored = scoring.score(
+            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
+        )
+    return read_predictions(scored.output)
 
 
 def _write_evaluation_page(
@@ -170,6 +181,71 @@ def _write_evaluation_page(
     header = {"bundle": bundle, "dataset": data, "split": split}
     page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def compare(
+    bundle: str,
+    data: str,
+    output: str,
+    *,
+    split: str = "test",
+    baselines: Sequence[str] = (),
+    fields: Sequence[str] = (),
+    max_rows: int = comparing.MAX_ROWS,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    """Compare a bundle with classical models on a split of its dataset; return the content of ``comparison.json``.
+
+    Args:
+        bundle: the trained model.
+        data: the dataset that it was trained on; the classical models are fitted to its train split.
+        output: directory to write: comparison.json, predictions.parquet, report.html.
+        split: the rows to compare on.
+        baselines: names of the classical models; none takes all.
+        fields: names of the fields to compare with, for the network too; none takes all.
+        max_rows: rows of the train and of the validation split for the classical models, drawn at random.
+        num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
+    """
+    bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
+    manifest, model = load_manifest(data), load_bundle(bundle)
+    plan = comparing.plan(manifest, split, model.specs, fields, baselines, max_rows)
+    predictions = _predict_split(bundle, data, output, split, num_workers)
+    network = comparing.NetworkPredictions(
+        ids=predictions.column("id").to_pylist(),
+        by_fields={names: _predicted_classes(predictions, names, model) for names in plan.field_sets},
+        fit_cpu_s=_training_cpu_s(bundle),
+    )
+    result, predictions = comparing.compare_with_baselines(
+        data,
+        manifest,
+        plan,
+        model.classes,
+        network,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    _write_parquet(storage.join(output, "predictions.parquet"), predictions)
+    _write_json(storage.join(output, "comparison.json"), result)
+    page = comparison_page.render(result, {"bundle": bundle, "dataset": data, "split": split})
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return result
+
+
+def _predicted_classes(predictions: pa.Table, fields: Sequence[str], model: Bundle) -> NDArray[np.int64]:
+    """[n] class index that the bundle gives with only these fields shown."""
+    whole = len(fields) == len(model.specs)
+    column = predictions.column("probabilities" if whole else subset_column(fields))
+    probabilities = one_chunk(column).flatten().to_numpy(zero_copy_only=False)
+    best: NDArray[np.int64] = probabilities.reshape(-1, len(model.classes)).argmax(axis=1)
+    return best
+
+
+def _training_cpu_s(bundle: str) -> float | None:
+    """CPU-seconds that training took, where the bundle still lies in its run."""
+    place = storage.join(posixpath.dirname(bundle), "goodput.json")
+    if not storage.exists(place):
+        return None
+    goodput = json.loads(storage.read_text(place))
+    return float(goodput["records"] * goodput["cpu_s_per_record"])
 
 
 def score(
@@ -259,6 +335,12 @@ def verify(path: str, *, reread_input: bool = False) -> VerifyResult:
 def doctor(path: str | None = None) -> list[Finding]:
     """Check this machine, Ray, and the storage at ``path``."""
     return list(examine(path))
+
+
+def _write_parquet(path: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(path, sink.getvalue())
 
 
 def _write_json(path: str, content: dict[str, Any]) -> None:

@@ -178,6 +178,35 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    bundle: _BundlePath,
+    data: _DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")],
+    split: Annotated[str, typer.Option(help="Split to compare on.")] = "test",
+    baselines: Annotated[str, typer.Option(metavar="NAME,...", help="Classical models; none: all.")] = "",
+    fields: Annotated[str, typer.Option(metavar="NAME,...", help="Fields to compare with; none: all.")] = "",
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows that classical models are fitted to.")] = 10_000,
+    num_workers: _NumWorkers = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Compare a model with classical ones on the same rows, and say whether it wins."""
+    from xmodal_dist import api
+    from xmodal_dist.baselines.result import render_comparison
+
+    found = api.compare(
+        bundle,
+        data,
+        output,
+        split=split,
+        baselines=_names(baselines),
+        fields=_names(fields),
+        max_rows=max_rows,
+        num_workers=num_workers,
+    )
+    _result(found, as_json, lambda: _print(*render_comparison(found), f"report: {output}/report.html"))
+
+
+@app.command()
 def score(
     bundle: _BundlePath,
     input: Annotated[
@@ -287,6 +316,10 @@ def config_validate(file: Annotated[str, typer.Argument(help="YAML file of setti
 
     configuration.load(file)
     _say(f"{file}: ok")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _ratio(text: str | None) -> tuple[float, float, float] | None:
