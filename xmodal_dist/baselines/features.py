@@ -132,25 +132,21 @@ def picture_features(pixels: NDArray[Any]) -> Blocks:
     """Three blocks of non-negative features of pictures.
 
     Args:
-        pixels: [n, H, W, 3] uint8 RGB; scaled to 64 x 64 first.
+        pixels: [n, H, W, 3] uint8 RGB, n >= 1; scaled to 64 x 64 first.
 
     Returns:
         ``hog`` [n, 1764]: 9 unsigned orientations in cells of 8 x 8, blocks of 2 x 2 cells, L2-Hys; ``pixels`` [n, 432]
         in [0, 1]; ``colours`` [n, 64]: square root of the share of each of 4 x 4 x 4 colours.
     """
-    parts = [
-        _few_pictures(pixels[at : at + _PICTURES_AT_ONCE])
-        for at in range(0, max(1, len(pixels)), _PICTURES_AT_ONCE)
-    ]
+    starts = range(0, len(pixels), _PICTURES_AT_ONCE)
+    parts = [_few_pictures(pixels[start : start + _PICTURES_AT_ONCE]) for start in starts]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _few_pictures(pixels: NDArray[Any]) -> Blocks:
     planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-    if planes.shape[2:] != (_SIDE_PX, _SIDE_PX) and len(planes):
+    if planes.shape[2:] != (_SIDE_PX, _SIDE_PX):
         planes = F.interpolate(planes, (_SIDE_PX, _SIDE_PX), mode="bilinear", antialias=True).clamp(0, 1)
-    else:
-        planes = planes.reshape(-1, 3, _SIDE_PX, _SIDE_PX)
     small = F.adaptive_avg_pool2d(planes, _SMALL_PX).flatten(1)
     shades = (planes * _SHADES).long().clamp(max=_SHADES - 1)
     colours = ((shades[:, 0] * _SHADES + shades[:, 1]) * _SHADES + shades[:, 2]).flatten(1)
@@ -190,7 +186,7 @@ def _hog(grey: torch.Tensor) -> torch.Tensor:
 def _many_pictures(pictures: NDArray[Any]) -> Blocks:
     """Mean and deviation over the pictures of each record, [n, ..., H, W, 3]."""
     flat = pictures.reshape(-1, *pictures.shape[-3:])
-    count = len(flat) // max(1, len(pictures))
+    count = len(flat) // len(pictures)
     blocks = picture_features(flat)
     if count == 1:
         return blocks

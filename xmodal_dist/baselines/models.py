@@ -150,7 +150,9 @@ def _logistic_regression(**choice: Any) -> Any:
 def _gradient_boosting(**choice: Any) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return HistGradientBoostingClassifier(early_stopping=False, random_state=0, max_leaf_nodes=15, **choice)
+    return HistGradientBoostingClassifier(
+        early_stopping=False, random_state=0, max_leaf_nodes=15, max_bins=63, **choice
+    )
 
 
 def _grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:

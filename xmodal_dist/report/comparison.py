@@ -69,6 +69,7 @@ def _row(
         **model,
         "title": name[0].upper() + name[1:],
         "figure": plots.interval(title, (low, model["accuracy"], high), (lowest, 1.0), network_accuracy),
+        "ends": f"{percent(low).removesuffix(' %')} to {percent(high).removesuffix(' %')}",
         "choice": ", ".join(f"{name} {value:g}" for name, value in model["choice"].items()),
         "against": None if against is None else _difference(against),
     }
@@ -76,13 +77,14 @@ def _row(
 
 def _difference(against: Mapping[str, Any]) -> dict[str, str]:
     if not against["significant"]:
-        level, words = "chance", "within chance"
+        level, words = "chance", "chance"
     elif against["difference"] > 0:
         level, words = "stable", "network better"
     else:
         level, words = "major", "network worse"
     p = "< 0.001" if against["p_holm"] < 0.001 else f"{against['p_holm']:.3f}"
-    return {"points": f"{100 * against['difference']:+.1f}", "p": p, "level": level, "words": words}
+    points = f"{100 * against['difference']:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return {"points": points, "p": p, "level": level, "words": words}
 
 
 def _how(result: Mapping[str, Any]) -> dict[str, str]:

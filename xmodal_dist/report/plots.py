@@ -49,7 +49,7 @@ _SVG_NOISE = (
     re.compile(r"<style[^>]*>.*?</style>", re.DOTALL),  # would apply to the whole page
 )
 _PALE_INK = "#aab4bf"
-_INTERVAL_WIDTH_PX, _INTERVAL_HEIGHT_PX = 200, 16
+_INTERVAL_WIDTH_PX, _INTERVAL_HEIGHT_PX = 150, 16
 _STRIP_HEIGHT_PX, _PAIR_WIDTH_PX, _BAR_WIDTH_PX = 26, 11, 4
 _MAX_POINTS = 800
 _MAX_ANNOTATED_CLASSES = 20
