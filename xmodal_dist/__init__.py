@@ -15,6 +15,7 @@ from xmodal_dist.version import __version__
 if TYPE_CHECKING:
     from xmodal_dist.api import (
         calibrate,
+        compare,
         doctor,
         evaluate,
         explain,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "calibrate", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score", "train",
-    "verify",
+    "__version__", "calibrate", "compare", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score",
+    "train", "verify",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xmodal_dist.api.comparison import compare
 from xmodal_dist.api.data import doctor, inspect, pack, verify
 from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, explain
 from xmodal_dist.api.scoring import gc, retry, score
@@ -9,6 +10,7 @@ from xmodal_dist.api.training import find_lr, report, train
 
 __all__ = [
     "calibrate",
+    "compare",
     "doctor",
     "evaluate",
     "evaluation_path",

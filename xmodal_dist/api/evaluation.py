@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 
 from xmodal_dist import runtime, storage
-from xmodal_dist.api.files import write_json
+from xmodal_dist.api.files import write_json, write_parquet
 from xmodal_dist.bundle import load_bundle, save_bundle, save_calibration
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
 from xmodal_dist.errors import UsageError
@@ -25,7 +24,7 @@ from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.train.calibration import calibrate_on
 
-__all__ = ["EVALUATIONS", "calibrate", "evaluate", "evaluation_path", "explain"]
+__all__ = ["EVALUATIONS", "calibrate", "evaluate", "evaluation_path", "explain", "predict_split"]
 
 _NUM_WORST = 20
 _TARGET_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
@@ -51,20 +50,27 @@ def evaluate(
     manifest = load_manifest(data)
     manifest.split_shards(split)
     model = load_bundle(bundle)
-    with runtime.connect():
-        settings = ScoreSettings(evaluation=True, split=split, logits=model.calibration is not None)
-        scored = scoring.score(
-            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
-        )
-    predictions = read_predictions(scored.output)
+    predictions = predict_split(
+        bundle, data, output, split, num_workers, logits=model.calibration is not None
+    )
     thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
     outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
-    sink = io.BytesIO()
-    pq.write_table(predictions, sink)
-    storage.write_bytes(storage.join(output, "predictions.parquet"), sink.getvalue())
+    write_parquet(storage.join(output, "predictions.parquet"), predictions)
     write_json(storage.join(output, "metrics.json"), outcome.metrics)
     _write_evaluation_page(output, bundle, data, split, manifest, outcome)
     return outcome.metrics
+
+
+def predict_split(
+    bundle: str, data: str, output: str, split: str, num_workers: int | None = None, *, logits: bool = False
+) -> pa.Table:
+    """What a bundle says of the records of a split, also with every subset of the fields; scored on Ray."""
+    settings = ScoreSettings(evaluation=True, split=split, logits=logits)
+    with runtime.connect():
+        scored = scoring.score(
+            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
+        )
+    return read_predictions(scored.output)
 
 
 def evaluation_path(bundle: str, split: str) -> str:
@@ -134,9 +140,7 @@ def explain(
     shown = examples.find(data, load_manifest(data), split, found.shown)
     header = {"bundle": bundle, "dataset": data, "split": split}
     page = explanation_page.render(found.content, shown, found.views, header)
-    sink = io.BytesIO()
-    pq.write_table(found.table, sink)
-    storage.write_bytes(storage.join(output, "explanations.parquet"), sink.getvalue())
+    write_parquet(storage.join(output, "explanations.parquet"), found.table)
     write_json(storage.join(output, "explanation.json"), found.content)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     return found.content

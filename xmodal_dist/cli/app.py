@@ -29,7 +29,7 @@ app.add_typer(_config_app, name="config")
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
     tools.demo, data.pack, data.inspect, training.train, training.find_lr, training.report,
-    evaluation.evaluate, evaluation.calibrate, evaluation.explain,
+    evaluation.evaluate, evaluation.compare, evaluation.calibrate, evaluation.explain,
     scoring.score, scoring.retry, scoring.gc, data.verify, tools.doctor,
 )  # fmt: skip
 for command in _COMMANDS:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, BundlePath, DataPath, NumWorkers, number, show, show_result
 
-__all__ = ["calibrate", "evaluate", "explain"]
+__all__ = ["calibrate", "compare", "evaluate", "explain"]
 
 
 def evaluate(
@@ -28,6 +28,38 @@ def evaluate(
     output = output or api.evaluation_path(bundle, split)
     metrics = api.evaluate(bundle, data, output, split=split, num_workers=num_workers)
     show_result(metrics, as_json, lambda: show(*_evaluation_tables(metrics), f"report: {output}/report.html"))
+
+
+def compare(
+    bundle: BundlePath,
+    data: DataPath,
+    output: Annotated[str, typer.Option("--output", help="Directory to write.")],
+    split: Annotated[str, typer.Option(help="Split to compare on.")] = "test",
+    baselines: Annotated[str, typer.Option(metavar="NAME,...", help="Classical models; none: all.")] = "",
+    fields: Annotated[str, typer.Option(metavar="NAME,...", help="Fields to compare with; none: all.")] = "",
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows that classical models are fitted to.")] = 10_000,
+    num_workers: NumWorkers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a model with classical ones on the same rows, and say whether it wins."""
+    from xmodal_dist import api
+    from xmodal_dist.baselines.result import render_comparison
+
+    found = api.compare(
+        bundle,
+        data,
+        output,
+        split=split,
+        baselines=_names(baselines),
+        fields=_names(fields),
+        max_rows=max_rows,
+        num_workers=num_workers,
+    )
+    show_result(found, as_json, lambda: show(*render_comparison(found), f"report: {output}/report.html"))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def explain(

@@ -17,7 +17,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-__all__ = ["Series", "confusion", "curves", "histogram", "reliability", "shares", "smoothed"]
+__all__ = ["Series", "confusion", "curves", "histogram", "interval", "reliability", "shares", "smoothed"]
 
 INK, MUTED, GRID, BLUE, ORANGE = "#1b2733", "#5c6b7a", "#e3e8ee", "#2457c5", "#d9730d"
 
@@ -49,6 +49,7 @@ _SVG_NOISE = (
     re.compile(r"<style[^>]*>.*?</style>", re.DOTALL),  # would apply to the whole page
 )
 _PALE_INK = "#aab4bf"
+_INTERVAL_WIDTH_PX, _INTERVAL_HEIGHT_PX = 150, 16
 _STRIP_HEIGHT_PX, _PAIR_WIDTH_PX, _BAR_WIDTH_PX = 26, 11, 4
 _MAX_POINTS = 800
 _MAX_ANNOTATED_CLASSES = 20
@@ -217,6 +218,31 @@ def shares(title: str, before: Sequence[float], now: Sequence[float]) -> Markup:
     return Markup(
         f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {_STRIP_HEIGHT_PX}" '
         f'style="width: {width}px" xmlns="http://www.w3.org/2000/svg">{"".join(bars)}</svg>'
+    )
+
+
+def interval(
+    title: str, values: tuple[float, float, float], scale: tuple[float, float], mark: float
+) -> Markup:
+    """An interval as a line with a dot in it, for a cell of a table.
+
+    Args:
+        title: what it says, for those who cannot see it.
+        values: lower end, estimate, upper end.
+        scale: values at the left and right edge of the cell.
+        mark: value of a grey mark across.
+    """
+    width, middle, margin = _INTERVAL_WIDTH_PX, _INTERVAL_HEIGHT_PX / 2, 4
+    span = max(scale[1] - scale[0], 1e-9)
+    low, dot, high, at = (
+        round(margin + (width - 2 * margin) * (value - scale[0]) / span, 1) for value in (*values, mark)
+    )
+    return Markup(
+        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {_INTERVAL_HEIGHT_PX}" '
+        f'style="width: {width}px" xmlns="http://www.w3.org/2000/svg">'
+        f'<rect x="{at - 1}" y="0" width="2" height="{_INTERVAL_HEIGHT_PX}" fill="{_PALE_INK}"/>'
+        f'<rect x="{low}" y="{middle - 1}" width="{round(high - low, 1)}" height="2" fill="{BLUE}"/>'
+        f'<circle cx="{dot}" cy="{middle}" r="3.5" fill="{BLUE}"/></svg>'
     )
 
 
