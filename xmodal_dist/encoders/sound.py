@@ -193,10 +193,10 @@ def _prepare(reference: str, pretrained: bool) -> Prepared:
     """The rate that the network hears at, and its configuration."""
     source = hub.source_of(reference)
     config, revision = hub.fetch_config(source)
-    kind = json.loads(config)
-    if kind["model_type"] != _SPECTROGRAM_MODEL and not ("conv_kernel" in kind and "conv_stride" in kind):
+    values = json.loads(config)
+    if values["model_type"] != _SPECTROGRAM_MODEL and not {"conv_kernel", "conv_stride"} <= values.keys():
         raise UsageError(
-            f"encoder: hf:{reference} is of type {kind['model_type']!r}; of sound known are wav2vec 2.0, HuBERT and "
+            f"encoder: hf:{reference} is of type {values['model_type']!r}; of sound known are wav2vec 2.0, HuBERT and "
             f"their kin, which hear samples, and {_SPECTROGRAM_MODEL}"
         )
     processor = fetch_preprocessing(source)
