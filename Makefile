@@ -33,7 +33,7 @@ test: lint types
 	@$(MAKE) --no-print-directory networks-test
 
 networks-test: $(NETWORKS_INSTALLED)
-	@$(NETWORKS_VENV)/bin/python -m pytest tests/encoders
+	@$(NETWORKS_VENV)/bin/python -m pytest tests/encoders tests/train/test_train_finetune.py
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
