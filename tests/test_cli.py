@@ -150,6 +150,7 @@ def test_config_prints_checks_and_describes_itself(
     assert "epochs: 3" in out
     assert "ok" in _xmodal(capsys, "config", "validate", str(file))[0]
     assert "train" in json.loads(_xmodal(capsys, "config", "schema")[0])["properties"]
+    assert "hf:NAME" in _xmodal(capsys, "config", "encoders")[0]
     file.write_text("train:\n  lerning_rate: 1\n")
     _, err = _xmodal(capsys, "config", "validate", str(file), code=2)
     assert "did you mean 'learning_rate'?" in err

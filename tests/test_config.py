@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from xmodal_dist.config import Config, dump, json_schema, load
+from xmodal_dist.config import Config, dump, encoders, json_schema, load
 from xmodal_dist.errors import UsageError
+from xmodal_dist.modalities.fields import field_settings
 
 
 def test_no_file_and_no_overrides_are_the_defaults() -> None:
@@ -69,3 +70,13 @@ def test_a_missing_file_is_named() -> None:
 
 def test_the_schema_is_json_and_names_every_section() -> None:
     assert set(json.loads(json_schema())["properties"]) == set(Config.model_fields)
+
+
+def test_every_encoder_that_is_listed_can_be_named_with_its_options() -> None:
+    lines = encoders()
+    assert {line.kind for line in lines} >= {"audio", "image", "tabular", "text"}
+    for kind in {line.kind for line in lines}:
+        assert [line.is_default for line in lines if line.kind == kind].count(True) == 1
+    for line in lines:
+        values = {"encoder": line.encoder, "encoder_options": line.options}
+        assert line.summary and field_settings("x", line.kind, values)

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
 
 from xmodal_dist import storage
+from xmodal_dist.encoders import EncoderSettings
 from xmodal_dist.errors import UsageError
 from xmodal_dist.ingest.pack import PackSettings
+from xmodal_dist.modalities import available
+from xmodal_dist.modalities import load as load_modality
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.settings import Settings
 from xmodal_dist.train.settings import TrainSettings
 
-__all__ = ["Config", "dump", "json_schema", "load"]
+__all__ = ["Config", "EncoderLine", "dump", "encoders", "json_schema", "load"]
 
 
 class Config(Settings):
@@ -68,6 +71,39 @@ def dump(config: Config) -> str:
 def json_schema() -> str:
     """JSON schema of a configuration file, for editors."""
     return json.dumps(Config.model_json_schema(), indent=1)
+
+
+class EncoderLine(NamedTuple):
+    """One encoder that a field may name.
+
+    Attributes:
+        kind: kind of the field.
+        encoder: what to set ``fields.NAME.encoder`` to; a family's members are named after its colon.
+        is_default: whether a field of the kind has it if nothing is set.
+        summary: what it is.
+        options: names and defaults of ``fields.NAME.encoder_options``.
+    """
+
+    kind: str
+    encoder: str
+    is_default: bool
+    summary: str
+    options: dict[str, Any]
+
+
+def encoders() -> list[EncoderLine]:
+    """The encoders of every kind of field that ships with the package."""
+    lines = []
+    for kind in available():
+        settings = load_modality(kind).settings
+        if not issubclass(settings, EncoderSettings):
+            continue
+        default = settings().encoder
+        for architecture in settings.architectures:
+            name = architecture.name + (":NAME" if architecture.is_family else "")
+            options = architecture.options().model_dump(mode="json")
+            lines.append(EncoderLine(kind, name, name == default, architecture.summary, options))
+    return lines
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for command in _COMMANDS:
     app.command()(command)
 _config_app.command("print")(tools.config_print)
+_config_app.command("encoders")(tools.config_encoders)
 _config_app.command("schema")(tools.config_schema)
 _config_app.command("validate")(tools.config_validate)
 

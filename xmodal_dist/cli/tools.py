@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, Config, Overrides, say, show, show_result
 from xmodal_dist.errors import XmodalError
 
-__all__ = ["config_print", "config_schema", "config_validate", "demo", "doctor"]
+__all__ = ["config_encoders", "config_print", "config_schema", "config_validate", "demo", "doctor"]
 
 
 def demo(
@@ -45,6 +47,19 @@ def config_print(config: Config = None, overrides: Overrides = None) -> None:
     from xmodal_dist import config as configuration
 
     print(configuration.dump(configuration.load(config, overrides or ())), end="")
+
+
+def config_encoders(as_json: AsJson = False) -> None:
+    """List the encoders that fields may name, with their options."""
+    from xmodal_dist import config as configuration
+
+    lines = configuration.encoders()
+    table = Table("kind", "encoder", "what it is", "encoder_options", box=None, pad_edge=False)
+    for line in lines:
+        options = ", ".join(f"{name}={json.dumps(value)}" for name, value in line.options.items())
+        name = escape(line.encoder) + (" (default)" if line.is_default else "")
+        table.add_row(line.kind, name, escape(line.summary), escape(options))
+    show_result([line._asdict() for line in lines], as_json, lambda: show(table))
 
 
 def config_schema() -> None:
