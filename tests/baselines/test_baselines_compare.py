@@ -136,7 +136,7 @@ def test_the_command(ray_session, capsys, tiny_dataset, tmp_path):
     result = json.loads(out)
     assert result == json.loads((output / "comparison.json").read_text())
     assert result["fields"] == ["picture", "weather"] and result["rows"] == 15
-    network = next(m for m in result["models"] if m["kind"] == "network")
+    network = next(m for m in result["models"] if m["role"] == "network")
     assert network["fields"] == ["picture", "weather"] and network["fit_cpu_s"] == pytest.approx(5)
     predictions = pq.read_table(output / "predictions.parquet")
     said = pq.read_table(next((output / "scoring" / "data").glob("*.parquet")))
@@ -145,4 +145,6 @@ def test_the_command(ray_session, capsys, tiny_dataset, tmp_path):
     assert predictions["network:picture+weather"].to_pylist() == [classes[c] for c in best]
     page = (output / "report.html").read_text()
     self_contained(page)
-    assert all(html.escape(sentence, quote=False).replace("'", "&#39;") in page for sentence in result["verdict"])
+    assert all(
+        html.escape(sentence, quote=False).replace("'", "&#39;") in page for sentence in result["verdict"]
+    )

@@ -7,11 +7,11 @@ import pytest
 from xmodal_dist.baselines.verdict import sentences
 
 
-def _model(name, kind, accuracy, val_accuracy=None):
+def _model(name, role, accuracy, val_accuracy=None):
     return {
         "name": name,
         "title": f"the {name}",
-        "kind": kind,
+        "role": role,
         "accuracy": accuracy,
         "val_accuracy": val_accuracy,
     }

@@ -6,14 +6,14 @@ from xmodal_dist.report.comparison import render
 from xmodal_dist.report.page import self_contained
 
 
-def _model(name, kind, accuracy, **more):
+def _model(name, role, accuracy, **more):
     figures = {f: accuracy for f in ("accuracy", "macro_recall", "macro_f1")}
     ends = {"accuracy_interval": [accuracy - 0.1, min(1.0, accuracy + 0.1)]}
     rest = {"choice": {}, "val_accuracy": None, "fit_cpu_s": None, "note": "", "model": name.split(":")[0]}
     return {
         "name": name,
         "title": f"the {name}",
-        "kind": kind,
+        "role": role,
         "fields": ["a"],
         **figures,
         **ends,

@@ -202,7 +202,7 @@ def _of_network(network: NetworkPredictions) -> Iterator[Contender]:
         yield Contender(
             name=_network_name(fields),
             title="the network" if whole else f"the network shown {fields[0]} alone",
-            kind="network" if whole else "network_single",
+            role="network" if whole else "network_single",
             model="network",
             fields=fields,
             fit_cpu_s=network.fit_cpu_s if whole else None,
@@ -214,7 +214,7 @@ def _of_classical(fitted: Classical) -> Iterator[Contender]:
         yield Contender(
             name=model.name,
             title=model.title,
-            kind="baseline",
+            role="baseline",
             model=model.baseline.name,
             fields=(model.field,),
             choice=model.choice,
@@ -227,7 +227,7 @@ def _of_classical(fitted: Classical) -> Iterator[Contender]:
         yield Contender(
             name=stack.name,
             title=stack.title,
-            kind="stack",
+            role="stack",
             model=stack.name.split(":")[0],
             fields=tuple(member.field for member in stack.members),
             choice=stack.best.choice,

@@ -24,7 +24,7 @@ class Contender:
     Attributes:
         name: unique.
         title: as a sentence names it.
-        kind: ``network``; ``network_single``, the network shown one field; ``baseline`` of one field; ``stack``.
+        role: ``network``; ``network_single``, the network shown one field; ``baseline`` of one field; ``stack``.
         model: family, as ``--baselines`` names it.
         fields: what it sees.
         choice: settings that were chosen on the validation split.
@@ -35,7 +35,7 @@ class Contender:
 
     name: str
     title: str
-    kind: Literal["network", "network_single", "baseline", "stack"]
+    role: Literal["network", "network_single", "baseline", "stack"]
     model: str
     fields: tuple[str, ...]
     choice: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def contest(
     """Compare models on the same rows.
 
     Args:
-        contenders: exactly one of them of kind ``network``.
+        contenders: exactly one of them of role ``network``.
         truth: [n] class index, n >= 1.
         by_model: name -> [n] class index.
         num_classes: C.
@@ -103,7 +103,7 @@ def _entry(
     return {
         "name": contender.name,
         "title": contender.title,
-        "kind": contender.kind,
+        "role": contender.role,
         "model": contender.model,
         "fields": list(contender.fields),
         **figures,
@@ -117,9 +117,9 @@ def _entry(
 
 def _pairs(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The network with every other, and the best stack with the best model of a single field."""
-    network = next(m["name"] for m in models if m["kind"] == "network")
+    network = next(m["name"] for m in models if m["role"] == "network")
     pairs = [(network, m["name"]) for m in models if m["name"] != network]
-    stacks, singles = ([m for m in models if m["kind"] == kind] for kind in ("stack", "baseline"))
+    stacks, singles = ([m for m in models if m["role"] == role] for role in ("stack", "baseline"))
     if stacks and singles:
         pairs.append((best_of(stacks)["name"], best_of(singles)["name"]))
     return pairs

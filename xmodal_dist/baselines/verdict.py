@@ -17,13 +17,13 @@ def sentences(models: Sequence[_Entry], comparisons: Sequence[_Entry], rows: int
     """The verdict.
 
     Args:
-        models: as in ``comparison.json``: ``name``, ``title``, ``kind`` (``network``, ``network_single``, ``baseline``,
+        models: as in ``comparison.json``: ``name``, ``title``, ``role`` (``network``, ``network_single``, ``baseline``,
             ``stack``), ``fields``, ``accuracy``, ``val_accuracy``.
         comparisons: ``first``, ``second`` (names), ``difference``, ``interval``, ``p_holm``, ``significant``.
         rows: how many were compared.
     """
-    network = next(m for m in models if m["kind"] == "network")
-    classical = [m for m in models if m["kind"] in ("baseline", "stack")]
+    network = next(m for m in models if m["role"] == "network")
+    classical = [m for m in models if m["role"] in ("baseline", "stack")]
     found = {(c["first"], c["second"]): c for c in comparisons}
     said: list[str] = []
     if classical:
@@ -68,7 +68,7 @@ def _also_above(network: _Entry, classical: Sequence[_Entry], chosen: _Entry) ->
 
 
 def _fusion(network: _Entry, models: Sequence[_Entry], found: Mapping[Any, _Entry], rows: int) -> list[str]:
-    singles = [m for m in models if m["kind"] == "network_single"]
+    singles = [m for m in models if m["role"] == "network_single"]
     if not singles:
         return []
     best = max(singles, key=lambda m: m["accuracy"])
@@ -80,8 +80,8 @@ def _fusion(network: _Entry, models: Sequence[_Entry], found: Mapping[Any, _Entr
 
 
 def _classical_fusion(classical: Sequence[_Entry], found: Mapping[Any, _Entry], rows: int) -> list[str]:
-    stacks = [m for m in classical if m["kind"] == "stack"]
-    singles = [m for m in classical if m["kind"] == "baseline"]
+    stacks = [m for m in classical if m["role"] == "stack"]
+    singles = [m for m in classical if m["role"] == "baseline"]
     if not stacks or not singles:
         return []
     stack, single = best_of(stacks), best_of(singles)

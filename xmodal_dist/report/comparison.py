@@ -23,7 +23,7 @@ def render(result: Mapping[str, Any], run: Mapping[str, str]) -> str:
         One self-contained HTML page.
     """
     models = result["models"]
-    network = next(m for m in models if m["kind"] == "network")
+    network = next(m for m in models if m["role"] == "network")
     against = {c["second"]: c for c in result["comparisons"] if c["first"] == network["name"]}
     lowest = min(m["accuracy_interval"][0] for m in models)
     return render_page(
@@ -46,10 +46,10 @@ def _cards(
     result: Mapping[str, Any], network: Mapping[str, Any], against: Mapping[str, Mapping[str, Any]]
 ) -> list[Card]:
     cards = [Card("Network", percent(network["accuracy"]), "accuracy")]
-    for kind, label in (("stack", "Classical stack"), ("baseline", "Classical, one field")):
-        of_kind = [m for m in result["models"] if m["kind"] == kind]
-        if of_kind:
-            best = max(of_kind, key=lambda m: (m["val_accuracy"] or 0.0, m["accuracy"]))
+    for role, label in (("stack", "Classical stack"), ("baseline", "Classical, one field")):
+        of_role = [m for m in result["models"] if m["role"] == role]
+        if of_role:
+            best = max(of_role, key=lambda m: (m["val_accuracy"] or 0.0, m["accuracy"]))
             chosen = "on validation" if best["val_accuracy"] is not None else "on these very rows"
             cards.append(Card(label, percent(best["accuracy"]), f"the best {chosen}"))
     for words, sign in (("Clearly beaten", 1), ("Clearly better", -1)):
