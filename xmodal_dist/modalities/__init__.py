@@ -15,7 +15,7 @@ from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
 
 __all__ = ["Decoded", "FieldSettings", "Fitted", "Modality", "available", "load"]
 
-_SUPPORT = frozenset({"augment", "base", "clips", "containers", "fields", "pixels", "samples"})
+_SUPPORT = frozenset({"augment", "base", "clips", "containers", "fields", "gifs", "pixels", "samples"})
 
 
 def available() -> list[str]:

@@ -1,8 +1,9 @@
 """Encoded video to RGB frames: limits held before decoding, frames found by presentation time, damage refused.
 
-MP4, MOV, WebM, Matroska, AVI and GIF are read by FFmpeg (PyAV), in the caller's thread. All packets are listed first,
-which decodes nothing; then each frame that is asked for is decoded from the keyframe before it, and frames that nothing
-refers to are left out on the way. Where this does not find a frame, all is decoded from the start.
+MP4, MOV, WebM, Matroska and AVI are read by FFmpeg (PyAV), in the caller's thread. All packets are listed first, which
+decodes nothing; then each frame that is asked for is decoded from the keyframe before it, and frames that nothing
+refers to are left out on the way. Where this does not find a frame, all is decoded from the start. GIF is read by
+Pillow.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xmodal_dist.errors import DecodeError, UsageError
-from xmodal_dist.modalities.containers import Payload, recognise
+from xmodal_dist.modalities.containers import Limits, Payload, recognise
+from xmodal_dist.modalities.gifs import Animation
 
-__all__ = ["Clip", "Limits", "check", "from_raw", "open_clip", "require_av", "to_raw"]
+__all__ = ["Clip", "check", "from_raw", "open_clip", "require_av", "to_raw"]
 
 _Pixels = NDArray[np.uint8]
 
-_DEMUXERS = {"MP4": "mov", "Matroska": "matroska", "AVI": "avi", "GIF": "gif"}
+_DEMUXERS = {"MP4": "mov", "Matroska": "matroska", "AVI": "avi"}
 _GUESSED_RATE_HZ = 25
 _SKIPPING_CODECS = ("h264", "hevc", "mpeg4")  # libdav1d shows other frames in the place of those left out
 _ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
@@ -33,15 +35,6 @@ _ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 # Number of frames, their height and width, duration in seconds; the first byte is of no format.
 _RAW_HEADER = struct.Struct("<8s3I4xd")
 _RAW_MAGIC = b"\x9cXMVID\x00\x01"
-
-
-class Limits(NamedTuple):
-    """What is refused: more encoded bytes, more pixels of a frame, more frames, more seconds."""
-
-    max_bytes: int
-    max_pixels: int
-    max_frames: int
-    max_seconds: float
 
 
 class Clip(NamedTuple):
@@ -88,8 +81,7 @@ def open_clip(payload: Payload, limits: Limits) -> Iterator[Clip]:
         UsageError: PyAV is not installed.
     """
     with _open(payload, limits) as film:
-        codec = film.codec
-        yield Clip(codec.height, codec.width, film.times_s, film.duration_s, film.read)
+        yield Clip(film.height, film.width, film.times_s, film.duration_s, film.read)
 
 
 def check(payload: Payload, limits: Limits) -> None:
@@ -100,8 +92,7 @@ def check(payload: Payload, limits: Limits) -> None:
         UsageError: PyAV is not installed.
     """
     with _open(payload, limits) as film:
-        for _ in film.frames(range(len(film.pts))):
-            pass
+        film.check()
 
 
 def to_raw(clip: Clip, pictures: Sequence[NDArray[np.uint8]]) -> list[bytes | memoryview]:
@@ -125,15 +116,18 @@ def from_raw(payload: Payload) -> Clip | None:
 
 
 @contextlib.contextmanager
-def _open(payload: Payload, limits: Limits) -> Iterator[_Film]:
+def _open(payload: Payload, limits: Limits) -> Iterator[_Film | Animation]:
     name = recognise(payload, limits.max_bytes)
+    if name == "GIF":
+        yield Animation(payload, limits)
+        return
     av = require_av()
-    if name == "GIF":  # FFmpeg decodes the first frame when it opens one
-        _hold(int.from_bytes(payload[8:10], "little"), int.from_bytes(payload[6:8], "little"), limits)
     # A named demuxer: some of the others open further files, or addresses.
-    options = {"max_pixels": str(limits.max_pixels), "threads": "1"}
+    options = {"max_pixels": str(_allocated(limits)), "threads": "1"}
     try:
-        container = av.open(io.BytesIO(payload), format=_DEMUXERS[name], options=options)
+        container = av.open(
+            io.BytesIO(payload), format=_DEMUXERS[name], options=options, metadata_errors="replace"
+        )
     except (av.FFmpegError, ValueError) as error:
         raise _broken(name, error) from error
     with container:
@@ -144,10 +138,9 @@ def _open(payload: Payload, limits: Limits) -> Iterator[_Film]:
         yield film
 
 
-def _hold(height: int, width: int, limits: Limits) -> None:
-    if height * width > limits.max_pixels:
-        message = f"{width} x {height} pixels a frame; max_pixels is {limits.max_pixels}"
-        raise DecodeError("media_too_large_decoded", message)
+def _allocated(limits: Limits) -> int:
+    """Pixels of the largest frame that a decoder may make: what it allocates is rounded up to whole blocks."""
+    return 2 * limits.max_pixels + (1 << 16)
 
 
 def _broken(name: str, error: Exception) -> DecodeError:
@@ -172,6 +165,8 @@ class _Film:
     """The video stream of an open container.
 
     Attributes:
+        height: of its frames as stored, in pixels.
+        width: of its frames as stored, in pixels.
         codec: its decoder.
         pts: presentation times of its frames in the stream's unit, ascending and distinct.
         times_s: the same in seconds, from 0.
@@ -184,9 +179,13 @@ class _Film:
         self._av, self._name = av, name
         # Before 17, PyAV had no other way.
         self._scaling = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-        _hold(self.codec.height, self.codec.width, limits)
+        self.height, self.width = self.codec.height, self.codec.width
+        if not self.height or not self.width:
+            message = f"{name}: frames are of no size, or of more pixels than max_pixels, {limits.max_pixels}"
+            raise DecodeError("media_too_large_decoded", message)
+        limits.hold_size(self.height, self.width)
         # What a stream says of damage is an error, and nothing is concealed.
-        self.codec.options = {"err_detect": "explode", "max_pixels": str(limits.max_pixels)}
+        self.codec.options = {"err_detect": "explode", "max_pixels": str(_allocated(limits))}
         self.codec.thread_count = 1
         self._packets = _packets(container, stream, limits)
         times = [packet.pts for packet in self._packets]
@@ -205,9 +204,7 @@ class _Film:
         self._key_pts = [times[i] for i in self._key_places]
         self.times_s = (np.array(self.pts, dtype=np.float64) - self.pts[0]) * unit_s
         self.duration_s = float(self.times_s[-1]) + self._last_units() * unit_s
-        if self.duration_s > limits.max_seconds:
-            message = f"{self.duration_s:.1f} s; max_seconds is {limits.max_seconds:g}"
-            raise DecodeError("video_too_long", message)
+        limits.hold_length(len(self.pts), self.duration_s)
 
     def _last_units(self) -> int:
         """How long the last frame is shown: as it says, else as long as the one before it."""
@@ -218,6 +215,11 @@ class _Film:
         """The frames of ascending, distinct indices as RGB."""
         for frame in self.frames(indices):
             yield _rgb(frame, self._scaling)
+
+    def check(self) -> None:
+        """Decode all frames."""
+        for _ in self.frames(range(len(self.pts))):
+            pass
 
     def frames(self, indices: Sequence[int]) -> Iterator[Any]:
         """The frames of ascending, distinct indices, as PyAV has them."""
@@ -319,7 +321,7 @@ def _packets(container: Any, stream: Any, limits: Limits) -> list[Any]:
             raise DecodeError("media_truncated", "a frame reaches beyond the end of the file")
         found.append(packet)
         if len(found) > limits.max_frames:
-            raise DecodeError("video_too_long", f"more frames than max_frames, {limits.max_frames}")
+            limits.hold_length(len(found), 0.0)
     return found
 
 

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from xmodal_dist.errors import DecodeError
 
-__all__ = ["Payload", "recognise", "sniff"]
+__all__ = ["Limits", "Payload", "gif_delays", "recognise", "sniff"]
 
 Payload = bytes | memoryview
 """An encoded clip; a memoryview is of unsigned bytes."""
+
+
+class Limits(NamedTuple):
+    """What is refused: more encoded bytes, more pixels of a frame, more frames, more seconds."""
+
+    max_bytes: int
+    max_pixels: int
+    max_frames: int
+    max_seconds: float
+
+    def hold_size(self, height: int, width: int) -> None:
+        """Raise :class:`DecodeError` where a frame has too many pixels."""
+        if height * width > self.max_pixels:
+            message = f"{width} x {height} pixels a frame; max_pixels is {self.max_pixels}"
+            raise DecodeError("media_too_large_decoded", message)
+
+    def hold_length(self, frames: int, seconds: float) -> None:
+        """Raise :class:`DecodeError` where a clip is too long."""
+        if frames > self.max_frames:
+            raise DecodeError("video_too_long", f"{frames} or more frames; max_frames is {self.max_frames}")
+        if seconds > self.max_seconds:
+            raise DecodeError("video_too_long", f"{seconds:.1f} s; max_seconds is {self.max_seconds:g}")
+
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 # What HEIF, AVIF, JPEG 2000, Canon raw and audio books put where a video names its brand.
@@ -54,44 +79,58 @@ def recognise(payload: Payload, max_bytes: int) -> str:
 def _is_cut(payload: Payload, name: str) -> bool:
     """Whether the file ends before its container says it should."""
     if name == "GIF":
-        return _gif_lacks_end(payload)
+        return gif_delays(payload) is None
     if name == "Matroska":
         return _ends_in_segment(payload)
-    at, big = 0, name == "MP4"
+    return _ends_in_box(payload) if name == "MP4" else _ends_in_riff(payload)
+
+
+def _ends_in_box(payload: Payload) -> bool:
+    """Whether an MP4 or MOV file lacks its index or its data, or ends in a box (ISO/IEC 14496-12, 4.2)."""
+    at, found = 0, set()
     while at + 8 <= len(payload):
-        size = int.from_bytes(payload[at : at + 4], "big") if big else _riff_size(payload, at)
-        if big and size == 1:  # ISO/IEC 14496-12, 4.2: the size follows the type
+        size, kind = int.from_bytes(payload[at : at + 4], "big"), bytes(payload[at + 4 : at + 8])
+        if not kind.isascii():  # no box: something was put behind the video
+            break
+        found.add(kind)
+        if size == 1:
             size = int.from_bytes(payload[at + 8 : at + 16], "big")
-        if size == 0:  # up to the end
+        at += max(size, 8) if size else len(payload)  # 0: up to the end
+    return not {b"moov", b"mdat"} <= found or (at > len(payload) and size != 0)
+
+
+def _ends_in_riff(payload: Payload) -> bool:
+    """Whether an AVI file ends in one of its chunks."""
+    at = 0
+    while at + 8 <= len(payload):
+        size = int.from_bytes(payload[at + 4 : at + 8], "little")
+        if payload[at : at + 4] != b"RIFF" or not size:  # something else, or written to a pipe
             return False
-        if (
-            big and not bytes(payload[at + 4 : at + 8]).isascii()
-        ):  # no box: something was put behind the video
-            return False
-        at += max(size, 8)
-    return at != len(payload) if big else at > len(payload)
+        at += 8 + size + (size & 1)
+    return at > len(payload)
 
 
-def _riff_size(payload: Payload, at: int) -> int:
-    """Bytes of a RIFF chunk; 0 where its writer left them open, or it is none."""
-    size = int.from_bytes(payload[at + 4 : at + 8], "little")
-    return 8 + size + (size & 1) if bytes(payload[at : at + 4]) == b"RIFF" and size else 0
+def gif_delays(payload: Payload) -> list[int] | None:
+    """How long each image of a GIF says it is shown, in 1/100 s; None where its blocks do not lead to its trailer.
 
-
-def _gif_lacks_end(payload: Payload) -> bool:
-    """Whether the blocks of a GIF do not lead to its trailer (GIF89a, 17 to 27)."""
-    at = 13 + _colours(payload, 10)
+    GIF89a, 17 to 27; 0 where an image says nothing.
+    """
+    at, delay, delays = 13 + _colours(payload, 10), 0, list[int]()
     while at < len(payload) and payload[at] != 0x3B:
         if payload[at] == 0x2C:  # an image: descriptor, colours, code size
+            delays.append(delay)
+            delay = 0
             at += 11 + _colours(payload, at + 9)
         elif payload[at] == 0x21:  # an extension and its label
+            if payload[at + 1 : at + 3] == b"\xf9\x04":  # graphic control
+                delay = int.from_bytes(payload[at + 4 : at + 6], "little")
             at += 2
         else:
-            return True
+            return None
         while at < len(payload) and payload[at]:
             at += payload[at] + 1
         at += 1
-    return at >= len(payload)
+    return delays if at < len(payload) else None
 
 
 def _colours(payload: Payload, at: int) -> int:

@@ -35,7 +35,7 @@ from xmodal_dist.modalities.base import (
     media_share,
     replace_each,
 )
-from xmodal_dist.modalities.containers import sniff
+from xmodal_dist.modalities.containers import Limits, sniff
 from xmodal_dist.randomness import uniform
 
 __all__ = ["MODALITY", "VideoModality", "VideoSettings"]
@@ -241,8 +241,8 @@ class VideoModality(Modality[VideoSettings]):
         return f'<img alt="{about}" title="{about}" {size} src="data:image/jpeg;base64,{data}">'
 
 
-def _limits(settings: VideoSettings) -> clips.Limits:
-    return clips.Limits(settings.max_bytes, settings.max_pixels, settings.max_frames, settings.max_seconds)
+def _limits(settings: VideoSettings) -> Limits:
+    return Limits(settings.max_bytes, settings.max_pixels, settings.max_frames, settings.max_seconds)
 
 
 def _opened(payload: memoryview, settings: VideoSettings) -> contextlib.AbstractContextManager[clips.Clip]:
