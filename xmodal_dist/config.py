@@ -98,7 +98,7 @@ def encoders() -> list[EncoderLine]:
         settings = load_modality(kind).settings
         if not issubclass(settings, EncoderSettings):
             continue
-        default = settings().encoder
+        default = settings.model_fields["encoder"].default
         for architecture in settings.architectures:
             name = architecture.name + (":NAME" if architecture.is_family else "")
             options = architecture.options().model_dump(mode="json")

@@ -5,8 +5,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from xmodal_dist.dataset.schema import Field
-from xmodal_dist.errors import DataError
+from xmodal_dist.dataset.schema import Field, parse_field
+from xmodal_dist.errors import DataError, UsageError
+from xmodal_dist.ingest.fields import Roles, choose_fields
 from xmodal_dist.ingest.pack import read_source
 
 
@@ -103,3 +104,23 @@ def test_class_folders_behind_a_uri() -> None:
         with fsspec.open(f"memory://animals/{name}", "wb") as handle:
             handle.write(b"x")
     assert read_source("memory://animals").table.column("image").to_pylist() == ["cat/x.png", "dog/y.png"]
+
+
+def test_videos_are_a_field_and_gifs_are_images_unless_one_asks_for_videos(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.mp4", "run/b.gif", "jump/c.WEBM", "jump/c.wav")
+    source = read_source(str(tmp_path))
+    assert [field.kind for field in source.fields] == ["audio", "image", "video"]
+    assert source.table.column("image").to_pylist() == [None, None, "run/b.gif"]
+    source = read_source(str(tmp_path), {"video", "audio"})
+    assert [field.kind for field in source.fields] == ["audio", "video"]
+    assert source.table.column("video").to_pylist() == ["jump/c.WEBM", "run/a.mp4", "run/b.gif"]
+
+
+def test_a_field_of_a_folder_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    _touch(tmp_path, "run/a.gif", "jump/b.gif")
+    roles = Roles("label", "id", None, None, None)
+    for asked, columns in (("clip=video", ("video",)), ("clip=video:video", ("video",))):
+        fields, _ = choose_fields(read_source(str(tmp_path), {"video"}), [parse_field(asked)], roles)
+        assert fields == (Field(name="clip", kind="video", columns=columns),)
+    with pytest.raises(UsageError, match="no column 'sound'"):
+        choose_fields(read_source(str(tmp_path)), [parse_field("sound=audio")], roles)

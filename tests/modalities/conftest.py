@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,63 @@ def sound_file(
     return buffer.getvalue()
 
 
+VIDEO_CODECS = {
+    "mp4": ("mpeg4", "yuv420p"),
+    "mov": ("mjpeg", "yuvj420p"),
+    "webm": ("libvpx", "yuv420p"),
+    "matroska": ("libvpx-vp9", "yuv420p"),
+    "avi": ("mpeg4", "yuv420p"),
+    "gif": ("gif", "rgb8"),
+}
+
+
+def video_file(
+    name: str,
+    count: int = 12,
+    width: int = 40,
+    height: int = 32,
+    seed: int = 0,
+    *,
+    codec: str | None = None,
+    rate_hz: int = 10,
+    gop: int = 4,
+    b_frames: int = 0,
+    times: list[int] | None = None,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """A bright bar that moves to the right over a background that grows lighter; ``times`` in 1 / rate_hz."""
+    import av
+
+    usual_codec, pixel_format = VIDEO_CODECS[name]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=name) as container:
+        stream: Any = container.add_stream(codec or usual_codec, rate=rate_hz, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        stream.gop_size, stream.max_b_frames = gop, b_frames
+        for index in range(count):
+            pixels = np.full((height, width, 3), 20 + 7 * index + 11 * seed % 50, np.uint8)
+            pixels[:, (3 * index + seed) % (width - 8) :][:, :8] = 230
+            frame = av.VideoFrame.from_ndarray(pixels)
+            frame.pts = index if times is None else times[index]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _video() -> Sample:
+    good = [video_file(n, 9 + i, seed=i) for i, n in enumerate(VIDEO_CODECS)]
+    mp4, gif, webm = video_file("mp4"), video_file("gif"), video_file("webm")
+    broken = [
+        (b"", "media_empty"),
+        (b"<script>alert(1)</script>", "media_unrecognised"),
+        (mp4[: len(mp4) // 2], "media_truncated"),
+        (gif[: len(gif) // 2], "media_truncated"),
+        (webm[: len(webm) // 2], "media_truncated"),
+        (b"FLV\x01\x05" + bytes(40), "media_unsupported_format"),
+    ]
+    return Sample((pa.binary(),), tuple((g,) for g in good), tuple(((b,), r) for b, r in broken))
+
+
 def _image() -> Sample:
     good = [image_file(n, seed=i) for i, n in enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"))]
     jpeg, png = image_file("JPEG"), image_file("PNG")
@@ -128,6 +186,14 @@ def make_sound() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
+def make_video() -> Callable[..., bytes]:
+    """Encoded clip: see :func:`video_file`."""
+    pytest.importorskip("av", reason="PyAV makes the clips: pip install 'xmodal-dist[video]'")
+    return video_file
+
+
+@pytest.fixture(scope="session")
 def samples() -> dict[str, Sample]:
-    """Sample records by kind; a new modality adds its own."""
-    return {"image": _image(), "audio": _audio(), "text": _text(), "tabular": _tabular()}
+    """Sample records by kind; a new modality adds its own. No video without PyAV."""
+    found = {"image": _image(), "audio": _audio(), "text": _text(), "tabular": _tabular()}
+    return {**found, "video": _video()} if importlib.util.find_spec("av") else found

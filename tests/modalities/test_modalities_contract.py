@@ -41,6 +41,8 @@ class Case:
 
 @pytest.fixture(params=available())
 def case(request: pytest.FixtureRequest, samples: dict[str, Any]) -> Case:
+    if request.param not in samples:
+        pytest.skip(f"what makes samples of {request.param} is not installed")
     modality, sample = load(request.param), samples[request.param]
     settings = modality.settings()
     fitted = modality.fit(settings, sample.table(sample.good * 3))

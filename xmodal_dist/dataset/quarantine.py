@@ -20,7 +20,7 @@ REASON_CODES = frozenset(
     id_missing id_duplicate label_missing label_unknown column_missing column_type value_nonfinite row_unreadable
     media_empty media_unrecognised media_truncated media_too_large_bytes media_too_large_decoded
     media_unsupported_format media_decode_error decoder_timeout decoder_crashed decoder_oom
-    audio_zero_length audio_nonfinite audio_rate_unsupported video_no_frames video_too_long
+    audio_zero_length audio_nonfinite audio_rate_unsupported video_no_stream video_no_frames video_too_long
     text_not_utf8 text_empty text_too_long
     uri_forbidden uri_not_found uri_access_denied fetch_failed
     model_error model_nonfinite

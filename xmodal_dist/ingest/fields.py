@@ -96,6 +96,7 @@ def choose_fields(
         UsageError: a field reads a column that is not there or is the label, or no column can be a field.
     """
     if asked:
+        asked = [_of_folder(source, field) for field in asked]
         check_fields(asked)
         for field in asked:
             _check_asked(source, field, roles)
@@ -109,6 +110,14 @@ def choose_fields(
             "Name the fields with --field NAME=KIND:COLUMN"
         )
     return tuple(fields), notes
+
+
+def _of_folder(source: Source, field: Field) -> Field:
+    """The field; of class folders, where it names no column, on the column of the files of its kind."""
+    found = [own.columns for own in source.fields if own.kind == field.kind]
+    if field.columns == (field.name,) and field.name not in source.columns and len(found) == 1:
+        return Field(name=field.name, kind=field.kind, columns=found[0])
+    return field
 
 
 def cells(source: Source, modality: Modality[Any], column: str) -> pa.Array:

@@ -6,6 +6,7 @@ Files of one folder that differ in their suffix only (``x.png``, ``x.wav``) are 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,18 @@ from xmodal_dist.modalities import available, load
 __all__ = ["read_folder"]
 
 
-def read_folder(root: str) -> Source:
+def read_folder(root: str, declared: Collection[str] = ()) -> Source:
     """The records of class folders, sorted by path; columns ``id``, ``label``, ``split`` and one for each kind found.
+
+    Args:
+        root: the folder.
+        declared: kinds of the fields that were asked for; a file that may be of two kinds is of one of these.
 
     Raises:
         DataError: no file of a known kind in a class folder.
     """
     kind_of = {suffix: kind for kind in available() if load(kind).is_media for suffix in load(kind).suffixes}
+    kind_of |= {suffix: kind for kind in sorted(declared) for suffix in load(kind).declared_suffixes}
     names = [relative_name(path, root) for path in storage.list_files(root)]
     suffixes = tuple(kind_of)
     has_splits, split_notes = _split_level([name for name in names if name.lower().endswith(suffixes)])

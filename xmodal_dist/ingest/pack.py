@@ -129,7 +129,7 @@ def pack(
     require_vacant(target, overwrite)
     if f"{storage.absolute(source)}/".startswith(f"{target}/"):
         raise UsageError(f"the source {source!r} lies in {dataset!r}, the folder to write to; choose another")
-    raw = read_source(source)
+    raw = read_source(source, {field.kind for field in fields or ()})
     if not raw.rows:
         raise DataError(f"{source!r} has no records")
     if len(raw.rejected) == raw.rows:
@@ -148,8 +148,8 @@ def pack(
     return manifest
 
 
-def read_source(source: str) -> Source:
-    """The records of a table, of tables, or of class folders.
+def read_source(source: str, declared: Collection[str] = ()) -> Source:
+    """The records of a table, of tables, or of class folders; ``declared``: kinds of the fields that were asked for.
 
     Raises:
         UsageError: it is not there, or no table.
@@ -158,7 +158,7 @@ def read_source(source: str) -> Source:
     fs, inner = storage.filesystem(storage.absolute(source))
     root = storage.absolute(source) if storage.is_local(source) else str(fs.unstrip_protocol(inner))
     tables = find_tables(root)
-    return read_tables(tables, root) if tables else read_folder(root)
+    return read_tables(tables, root) if tables else read_folder(root, declared)
 
 
 def _plan(

@@ -15,7 +15,9 @@ from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
 
 __all__ = ["Decoded", "FieldSettings", "Fitted", "Modality", "available", "load"]
 
-_SUPPORT = frozenset({"base", "fields", "pixels", "samples", "tokenizer"})
+_SUPPORT = frozenset(
+    {"augment", "base", "clips", "containers", "fields", "gifs", "pixels", "samples", "tokenizer"}
+)
 
 
 def available() -> list[str]:

@@ -74,6 +74,8 @@ class Modality(ABC, Generic[S]):
     """Settings class of a field of this kind; all its values have defaults."""
     suffixes: ClassVar[frozenset[str]] = frozenset()
     """Lower-case file name endings (``.png``) whose files are values of this kind; empty if values are not files."""
+    declared_suffixes: ClassVar[frozenset[str]] = frozenset()
+    """Endings of another kind's files that are values of this one where a field is declared to be of it."""
     is_media: ClassVar[bool] = False
     """True if a value is an encoded file (bytes, or a path or URI to fetch); then a field has exactly one column."""
 

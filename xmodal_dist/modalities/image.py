@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.encoders import EncoderSettings, build
 from xmodal_dist.encoders.pixels import IMAGE_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import pixels as px
+from xmodal_dist.modalities.augment import AugmentSettings, Box, augment, crop_box, luma, resize
 from xmodal_dist.modalities.base import (
     Decoded,
     FieldSettings,
@@ -37,14 +37,11 @@ from xmodal_dist.modalities.base import (
     media_share,
     replace_each,
 )
-from xmodal_dist.randomness import uniform, uniform_like
+from xmodal_dist.randomness import uniform
 
 __all__ = ["MODALITY", "ImageModality", "ImageSettings"]
 
 _STREAM_CROP = 101
-_STREAM_AFFINE = 102
-_STREAM_COLOUR = 103
-_STREAM_FLIP = 104
 _MIN_FITTED_SIZE_PX = 28
 _MAX_FITTED_SIZE_PX = 224
 _MAX_STATISTICS_IMAGES = 512
@@ -52,12 +49,11 @@ _RENDER_SIDE_PX = 160
 _REDUCTIONS = (8, 4, 2)
 _MEASURED_SIDE_PX = 6
 _ANY_WIDTH = 8
-_LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
 # Pixels beyond this many times what the model sees are left encoded: a crop of them costs more to read than to decode.
 _MAX_RAW_RATIO = 8
 
 
-class ImageSettings(EncoderSettings, FieldSettings):
+class ImageSettings(EncoderSettings, AugmentSettings, FieldSettings):
     """Settings of an image field."""
 
     architectures = IMAGE_ENCODERS
@@ -74,20 +70,6 @@ class ImageSettings(EncoderSettings, FieldSettings):
     """Encoded files above this are rejected."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Images of more pixels are rejected before they are decoded."""
-    crop_scale_min: float = Field(0.8, gt=0, le=1)
-    """Smallest share of the area that a random crop keeps; 1 with ``crop_ratio_max`` 1 is the centre crop."""
-    crop_ratio_max: float = Field(1.15, ge=1, le=4)
-    """Largest aspect ratio of a random crop (the smallest is its inverse)."""
-    rotation_deg: float = Field(10.0, ge=0, le=180)
-    """Random rotation up to this angle to either side."""
-    scale: float = Field(0.1, ge=0, lt=1)
-    """Random zoom by exp(+-scale)."""
-    shift: float = Field(0.05, ge=0, le=0.5)
-    """Random shift up to this share of the side, to each side."""
-    colour_jitter: float = Field(0.2, ge=0, lt=1)
-    """Brightness, contrast and saturation change by up to this factor each."""
-    flip_probability: float = Field(0.0, ge=0, le=1)
-    """Chance of mirroring left and right; 0 by default, since it changes digits, arrows and text."""
 
 
 class ImageModality(Modality[ImageSettings]):
@@ -156,8 +138,9 @@ class ImageModality(Modality[ImageSettings]):
             picture = _unpacked(payload, size, settings) or _decode(payload, size, settings)
             if picture.fallback is not None:
                 fallbacks[picture.fallback] += 1
-            box = _box(picture.height, picture.width, None if numbers is None else numbers[row], settings)
-            _resize(picture.pixels, _reduced(box, picture), pixels[row])
+            draws = None if numbers is None else numbers[row]
+            box = crop_box(picture.height, picture.width, draws, settings)
+            resize(picture.pixels, _reduced(box, picture), pixels[row])
 
         present, errors = decode_each(columns[0], decode_one)
         return Decoded({"pixels": pixels}, present, errors, dict(fallbacks))
@@ -188,10 +171,9 @@ class ImageModality(Modality[ImageSettings]):
         """
         pixels = arrays["pixels"].view(np.uint8)
         step = max(1, pixels.shape[1] // _MEASURED_SIDE_PX)
-        red, green, blue = np.moveaxis(pixels[:, step // 2 :: step, step // 2 :: step], -1, 0)
-        luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
-        mean = luma.mean(axis=(1, 2))
-        variance = np.einsum("nhw,nhw->n", luma, luma) / luma.shape[1] ** 2 - mean**2
+        light = luma(pixels[:, step // 2 :: step, step // 2 :: step])
+        mean = light.mean(axis=(1, 2))
+        variance = np.einsum("nhw,nhw->n", light, light) / light.shape[1] ** 2 - mean**2
         return {"brightness": mean, "contrast": np.sqrt(np.maximum(variance, 0))}
 
     def transform(
@@ -202,7 +184,7 @@ class ImageModality(Modality[ImageSettings]):
         # pass over a batch costs as much as decoding a tenth of it.
         x = tensors["pixels"].permute(0, 3, 1, 2).to(torch.float32)
         if keys is not None:
-            x = _jitter_colour(_move(x, keys, settings), keys, settings.colour_jitter)
+            x = augment(x, keys, settings)
         mean = torch.tensor(fitted.values["mean"], device=x.device).view(1, 3, 1, 1)
         std = torch.tensor(fitted.values["std"], device=x.device).view(1, 3, 1, 1)
         x = x.mul_(1 / (255 * std)).sub_(mean / std)
@@ -270,25 +252,7 @@ def _unpacked(payload: memoryview, size: int, settings: ImageSettings) -> px.Pic
     return picture if fits else None
 
 
-_Box = tuple[int, int, int, int]
-"""Top, left, height, width in pixels."""
-
-
-def _box(height: int, width: int, numbers: Sequence[float] | None, settings: ImageSettings) -> _Box:
-    """The centre square; with 4 uniform ``numbers`` a random box (as in Szegedy et al. 2015) inside the image."""
-    side = min(height, width)
-    if numbers is None:
-        return (height - side) // 2, (width - side) // 2, side, side
-    area = side**2 * (settings.crop_scale_min + (1 - settings.crop_scale_min) * numbers[0])
-    ratio = settings.crop_ratio_max ** (2 * numbers[1] - 1)
-    box_height = min(height, max(1, round(math.sqrt(area / ratio))))
-    box_width = min(width, max(1, round(math.sqrt(area * ratio))))
-    top = int(numbers[2] * (height - box_height + 1))
-    left = int(numbers[3] * (width - box_width + 1))
-    return top, left, box_height, box_width
-
-
-def _reduced(box: _Box, picture: px.Picture) -> _Box:
+def _reduced(box: Box, picture: px.Picture) -> Box:
     """A box in the original's pixels as one in the picture's."""
     height, width = picture.pixels.shape[:2]
     if (height, width) == (picture.height, picture.width):
@@ -298,67 +262,10 @@ def _reduced(box: _Box, picture: px.Picture) -> _Box:
     return top, left, bottom - top, right - left
 
 
-def _resize(image: NDArray[np.uint8], box: _Box, out: NDArray[np.uint8]) -> None:
-    """The box at the size of ``out`` [size, size, 3], antialiased bilinear, written there."""
-    top, left, height, width = box
-    crop = image[top : top + height, left : left + width]
-    if crop.shape == out.shape:
-        out[:] = crop
-        return
-    # PyTorch takes no read-only array, and no negative stride even where a side is 1.
-    if not (crop.flags.c_contiguous and crop.flags.writeable) or min(crop.strides) < 0:
-        crop = crop.copy(order="C")
-    # PyTorch's uint8 channels-last kernel is within 1 level of Pillow's resize and three times as fast. Called through
-    # F.interpolate it writes planes into memory of its own, and interleaving those costs as much again.
-    torch.ops.aten._upsample_bilinear2d_aa.out(
-        _planes(crop), out.shape[:2], False, None, None, out=_planes(out)
-    )
-
-
-def _planes(image: NDArray[np.uint8]) -> torch.Tensor:
-    """[H, W, 3] seen as [1, 3, H, W]."""
-    return torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
-
-
 def _encode(image: Image.Image, name: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, name, **({} if name == "PNG" else {"quality": 90}))
     return buffer.getvalue()
-
-
-def _move(x: torch.Tensor, keys: torch.Tensor, settings: ImageSettings) -> torch.Tensor:
-    """Random rotation, zoom, shift and mirroring as one affine resampling; outside is the nearest edge pixel."""
-    strengths = (settings.rotation_deg, settings.scale, settings.shift, settings.flip_probability)
-    if not any(strengths):
-        return x
-    numbers = uniform_like(keys, _STREAM_AFFINE, 4) * 2 - 1
-    angle = numbers[:, 0] * math.radians(settings.rotation_deg)
-    zoom = torch.exp(numbers[:, 1] * settings.scale)
-    shift = numbers[:, 2:] * 2 * settings.shift  # grid coordinates run from -1 to 1: a side is 2
-    mirror = 1 - 2 * (uniform_like(keys, _STREAM_FLIP, 1)[:, 0] < settings.flip_probability).to(x.dtype)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [
-        torch.stack([cos * mirror, -sin, shift[:, 0]], 1),
-        torch.stack([sin * mirror, cos, shift[:, 1]], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-def _jitter_colour(x: torch.Tensor, keys: torch.Tensor, strength: float) -> torch.Tensor:
-    """Brightness b, contrast c around the image's mean, saturation s around each pixel's grey; changes ``x``.
-
-    One after the other they are s c b x + (1 - s) c b grey + (1 - c) b mean.
-    """
-    if strength == 0:
-        return x
-    factors = 1 + (uniform_like(keys, _STREAM_COLOUR, 3) * 2 - 1) * strength
-    brightness, contrast, saturation = (f.view(-1, 1, 1, 1) for f in factors.unbind(1))
-    grey = x.mean(dim=1, keepdim=True)
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    gain = contrast * brightness
-    offset = grey * ((1 - saturation) * gain) + (1 - contrast) * brightness * mean
-    return x.mul_(saturation * gain).add_(offset).clamp_(0, 255)
 
 
 MODALITY = ImageModality()

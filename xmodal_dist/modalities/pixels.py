@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from xmodal_dist.errors import DecodeError
 
-__all__ = ["Limits", "Payload", "Picture", "decode", "from_raw", "measure", "sniff", "to_raw"]
+__all__ = ["Limits", "Payload", "Picture", "decode", "from_raw", "measure", "sniff", "to_raw", "to_rgb"]
 
 Payload = bytes | memoryview
 """An encoded image; a memoryview is of unsigned bytes."""
@@ -129,7 +129,7 @@ def decode(payload: Payload, limits: Limits, reduction: Callable[[int], int] | N
         if image.format == "PNG":
             _check_png(payload)
         # Pixels first: reading Exif loads a PNG as well, and what fails there would not fail again.
-        pixels = _rgb(image)
+        pixels = to_rgb(image)
         pixels = _TURN[_orientation(image)](pixels)
     except Exception as error:
         raise _broken(payload, str(image.format), error) from error
@@ -293,7 +293,8 @@ def _check_png(payload: Payload) -> None:
         at = end + 4
 
 
-def _rgb(image: Image.Image) -> _Pixels:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3] of an image of Pillow's: 16-bit grey scaled to 8, transparency flattened on white."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
