@@ -28,6 +28,7 @@ __all__ = [
     "TextEncoderKind",
     "TextOptions",
     "bucket_length",
+    "rarity_scale",
 ]
 
 TextEncoderKind = Literal["transformer", "gru", "lstm", "bag"]
@@ -50,9 +51,7 @@ class TextEncoder(nn.Module):
         max_tokens: longest sequence; what lies beyond is cut off.
         width: features per row.
         kind: what runs beside the bag; ``bag`` is nothing.
-        token_rows: training rows that hold each token, by id. Adam moves a rare token's embedding as far as a common
-            one's, so that rare tokens are learned by heart; each embedding is scaled by the square root of its
-            share of ``_COMMON_ROWS`` rows, at most 1. None scales nothing.
+        token_rows: training rows that hold each token, by id, for :func:`rarity_scale`; None scales nothing.
         max_batch_tokens: most tokens, padding included, whose activations a sequence encoder holds at once; a larger
             batch runs in parts, each computed again for its gradient. At least ``max_tokens``. None sets no bound.
     """
@@ -75,7 +74,7 @@ class TextEncoder(nn.Module):
         # Small, so that what a token means comes from the data and not from where it began.
         nn.init.normal_(self.embed.weight, std=0.01)
         rows = torch.full((vocab_size,), _COMMON_ROWS) if token_rows is None else torch.tensor(token_rows)
-        self.register_buffer("scale", (rows / _COMMON_ROWS).clamp(max=1.0).sqrt(), persistent=False)
+        self.register_buffer("scale", rarity_scale(rows), persistent=False)
         make = _SEQUENCES[kind]
         self.sequence = None if make is None else make(width, max_tokens)
         if self.sequence is not None:
@@ -124,6 +123,15 @@ class TextEncoder(nn.Module):
         pooled = [_pool(x, inside) for x, inside in zip(layout.cut(states), layout.cut(mask), strict=True)]
         features: torch.Tensor = self.project(self.norm(torch.cat(pooled)))
         return features
+
+
+def rarity_scale(rows: torch.Tensor) -> torch.Tensor:
+    """What embeddings are multiplied by that so many training rows hold.
+
+    Adam moves a rare token's embedding as far as a common one's, so that rare tokens are learned by heart; so it is the
+    square root of their share of 20 rows, at most 1.
+    """
+    return (rows / _COMMON_ROWS).clamp(max=1.0).sqrt()
 
 
 def bucket_length(num_tokens: int) -> int:

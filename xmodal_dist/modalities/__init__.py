@@ -16,7 +16,7 @@ from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
 __all__ = ["Decoded", "FieldSettings", "Fitted", "Modality", "available", "load"]
 
 _SUPPORT = frozenset(
-    {"augment", "base", "clips", "containers", "fields", "gifs", "pixels", "samples", "tokenizer"}
+    {"augment", "base", "clips", "containers", "fields", "gifs", "ngrams", "pixels", "samples", "tokenizer"}
 )
 
 

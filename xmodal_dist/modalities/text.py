@@ -18,28 +18,35 @@ from torch import nn
 
 from xmodal_dist.batch import Arrays, Tensors
 from xmodal_dist.encoders import EncoderSettings, build
+from xmodal_dist.encoders.ngrams import NGRAMS
 from xmodal_dist.encoders.tokens import TEXT_ENCODERS
 from xmodal_dist.encoders.transformers_text import PRETRAINED_TEXT_ENCODERS, TOKENIZER_FILE
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities.base import Decoded, FieldSettings, Fitted, Modality
+from xmodal_dist.modalities.ngrams import learn_ngrams, open_ngrams
 from xmodal_dist.modalities.tokenizer import ID_BYTES, MAX_TOKEN_CHARS, TextTokenizer, learn, open_tokenizer
 from xmodal_dist.randomness import uniform_like
 
-__all__ = ["MODALITY", "TextModality", "TextSettings"]
+__all__ = ["MODALITY", "NGRAM_FILE", "TextModality", "TextSettings"]
 
 _STREAM_DROPOUT = 301
 _RENDER_MAX_CHARS = 500
+_NGRAM_VOCAB, _PIECE_VOCAB = 60_000, 8_000
+_NGRAMS_PER_TOKEN = 16
+NGRAM_FILE = "ngrams.json"
+"""Name of a text field's vocabulary of n-grams among its files."""
 
 
 class TextSettings(EncoderSettings, FieldSettings):
     """Settings of a text field."""
 
-    architectures = (*TEXT_ENCODERS, *PRETRAINED_TEXT_ENCODERS)
+    architectures = (*TEXT_ENCODERS, NGRAMS, *PRETRAINED_TEXT_ENCODERS)
 
     kind: Literal["text"] = "text"
     encoder: str = "bag"
-    vocab_size: int = Field(8000, ge=300, le=200_000)
-    """Most tokens of a vocabulary that is learned; 258 of them stand for bytes, padding and the border of columns."""
+    vocab_size: int | None = Field(None, ge=300, le=1_000_000)
+    """Most entries of a vocabulary that is learned; null takes 60,000 for ``ngrams``, else 8,000, of which 258 stand
+    for bytes, padding and the border of columns."""
     min_frequency: int = Field(1, ge=1)
     """A pair of tokens of such a vocabulary is merged only if it occurs this often in the sample."""
     max_tokens: int = Field(128, ge=1, le=4096)
@@ -88,17 +95,24 @@ class TextModality(Modality[TextSettings]):
         values, files = dict(prepared.values), dict(prepared.files)
         if TOKENIZER_FILE in files:
             most_tokens = min(most_tokens, values["longest"])
+        elif settings.chosen()[0] is NGRAMS:
+            most_tokens *= _NGRAMS_PER_TOKEN
+            records = ([text for text in texts if text] for texts in zip(*columns, strict=True))
+            size = settings.vocab_size or _NGRAM_VOCAB
+            files[NGRAM_FILE] = learn_ngrams(records, size, settings.min_frequency)
         else:
             most_chars = most_tokens * MAX_TOKEN_CHARS
             words = [" ".join(text[:most_chars].split()) for texts in columns for text in texts if text]
-            files[TOKENIZER_FILE] = learn(words, settings.vocab_size, settings.min_frequency)
-        tokenizer = open_tokenizer(files[TOKENIZER_FILE], values.get("template"))
+            size = settings.vocab_size or _PIECE_VOCAB
+            files[TOKENIZER_FILE] = learn(words, size, settings.min_frequency)
+        tokenizer = _tokenizer(Fitted(values, files))
         encoded = [np.frombuffer(row, np.int32) for row in tokenizer.encode(columns, most_tokens) if row]
         longest = int(np.ceil(np.percentile([len(ids) for ids in encoded], 99))) if encoded else 1
         values |= {"num_tokens": max(1, longest), "vocab_size": tokenizer.vocab_size}
         if "template" not in values:
             held = np.concatenate([np.zeros(0, np.int32), *map(np.unique, encoded)])
             values["token_rows"] = np.bincount(held, minlength=tokenizer.vocab_size).tolist()
+            values["rows"] = len(encoded)
         return Fitted(values, files)
 
     def decode(
@@ -166,6 +180,8 @@ class TextModality(Modality[TextSettings]):
 
 
 def _tokenizer(fitted: Fitted) -> TextTokenizer:
+    if NGRAM_FILE in fitted.files:
+        return open_ngrams(fitted.files[NGRAM_FILE])
     return open_tokenizer(fitted.files[TOKENIZER_FILE], fitted.values.get("template"))
 
 
