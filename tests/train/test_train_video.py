@@ -1,4 +1,4 @@
-"""From folders of clips to predictions: two classes that only the order of frames tells apart."""
+"""From folders of clips to predictions on the real path: two classes that only the order of frames tells apart."""
 
 from __future__ import annotations
 
