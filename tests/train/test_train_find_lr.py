@@ -42,11 +42,15 @@ def test_a_loss_that_is_not_finite_ends_the_sweep_and_is_not_shown() -> None:
 
 
 def _sweep(
-    dataset: str, model: ModelSettings | None = None, train: TrainSettings | None = None, **changed: Any
+    dataset: str,
+    model: ModelSettings | None = None,
+    train: TrainSettings | None = None,
+    fields: dict[str, Any] | None = None,
+    **changed: Any,
 ) -> RateSweep:
     return find_learning_rate(
         dataset,
-        fields={},
+        fields=fields or {},
         model=model or ModelSettings(width=16),
         train=train or TrainSettings(batch_size=24, lanes=6),
         pipeline=PipelineSettings(window_rows=8),
@@ -81,6 +85,13 @@ def test_micro_batches_and_orders_of_adding_make_the_same_steps_with_mixup_and_b
     ]
     for other in runs[1:]:
         assert other == pytest.approx(runs[0], abs=2e-3)
+
+
+def test_fields_learn_at_their_own_multiples_of_the_rate(tiny_dataset: str) -> None:
+    slow = {name: {"learning_rate_scale": 0.01} for name in ("picture", "caption", "weather")}
+    usual, slowed = (_sweep(tiny_dataset, fields=fields, num_steps=20, highest=0.1) for fields in ({}, slow))
+    assert usual.losses[0] == slowed.losses[0]
+    assert min(usual.smoothed) < min(slowed.smoothed)
 
 
 def test_a_sweep_that_is_none_is_refused(tiny_dataset: str) -> None:

@@ -1,6 +1,7 @@
 """The learning-rate range test (Smith 2017, arXiv:1506.01186): train for some steps at a rising rate, watch the loss.
 
-The steps are those of a run, with its data, augmentation, losses and optimizer, in this process and without Ray.
+The steps are those of a run's first epoch, with its data, augmentation, losses and optimizer, in this process and
+without Ray. Pretrained encoders learn at their multiples of the rate, or stand still where the first epoch has them so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from xmodal_dist.errors import DataError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.pipeline.stream import PipelineSettings, Readers, stream_steps
+from xmodal_dist.train import finetune
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.optim import adamw
 from xmodal_dist.train.settings import TrainSettings
@@ -87,8 +89,11 @@ def find_learning_rate(
     job = _job(dataset, fields, model, train, pipeline)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(train.seed)
-    network = build_model(job.specs, len(job.manifest.classes), model).to(device).train()
-    optimizer = adamw(network, lowest, train.weight_decay)
+    network = build_model(job.specs, len(job.manifest.classes), model).to(device)
+    finetune.load_pretrained(network, job.specs, lambda problem: [problem])
+    optimizer = adamw(network, lowest, train.weight_decay, finetune.rate_scales(network, job.specs))
+    finetune.freeze(network, job.specs, epoch=0)
+    network.train()
     rates = np.geomspace(lowest, highest, num_steps).tolist()
     batches, watch, losses = _batches(job, device), Stopwatch(), list[float]()
     for rate in rates:
