@@ -21,6 +21,7 @@ from xmodal_dist.errors import DataError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.pipeline.stream import PipelineSettings, Readers, stream_steps
+from xmodal_dist.train import finetune
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.optim import adamw
 from xmodal_dist.train.settings import TrainSettings
@@ -88,7 +89,9 @@ def find_learning_rate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(train.seed)
     network = build_model(job.specs, len(job.manifest.classes), model).to(device).train()
-    optimizer = adamw(network, lowest, train.weight_decay)
+    finetune.load_pretrained(network, job.specs, lambda mine: [mine])
+    optimizer = adamw(network, lowest, train.weight_decay, finetune.rate_scales(network, job.specs))
+    finetune.freeze(network, job.specs, epoch=0)
     rates = np.geomspace(lowest, highest, num_steps).tolist()
     batches, watch, losses = _batches(job, device), Stopwatch(), list[float]()
     for rate in rates:
