@@ -21,6 +21,7 @@ from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.train import finetune
+from xmodal_dist.train.find_lr import find_learning_rate
 from xmodal_dist.train.launch import TrainResult, launch
 from xmodal_dist.train.log import read_metrics
 from xmodal_dist.train.optim import adamw, set_learning_rate
@@ -75,6 +76,19 @@ def test_weights_that_one_rank_lacks_end_the_run_on_all(tiny_dataset: str, tiny_
     model, specs = _built(tiny_dataset, {"caption": {"encoder": f"hf:{tiny_bert}"}})
     with pytest.raises(UsageError, match="another rank's trouble"):
         finetune.load_pretrained(model, specs, lambda mine: [mine, "another rank's trouble"])
+
+
+def test_a_sweep_of_the_learning_rate_begins_where_a_run_does(tiny_dataset: str, tiny_bert: Path) -> None:
+    def first_loss(**values: Any) -> float:
+        text = {"encoder": f"hf:{tiny_bert}", "learning_rate_scale": 0.1, "frozen_epochs": 1, **values}
+        train = TrainSettings(batch_size=24, lanes=6)
+        pipeline = PipelineSettings(window_rows=8)
+        found = find_learning_rate(
+            tiny_dataset, fields={"caption": text}, model=MODEL, train=train, pipeline=pipeline, num_steps=20
+        )
+        return found.losses[0]
+
+    assert first_loss() == first_loss(frozen_epochs=0) != first_loss(pretrained=False)
 
 
 def _train(

@@ -86,7 +86,7 @@ def fetch(load: Callable[..., _T], source: str, what: str, **options: Any) -> _T
     try:
         with _quiet():
             return load(source, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         # What is not in the cache is an OSError; anything else a download would not mend.
         if local or not isinstance(error, OSError):
             raise not_found(source, what, _first_line(error)) from error
@@ -96,7 +96,7 @@ def fetch(load: Callable[..., _T], source: str, what: str, **options: Any) -> _T
     try:
         with _quiet():
             return load(source, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise not_found(source, what, _first_line(error)) from error
 
 
@@ -122,6 +122,11 @@ def make_transformer(config: str, **options: Any) -> nn.Module:
     """
     library = optional("transformers", "hf")
     values = _without_randomness(json.loads(config)) | options
+    if values["model_type"] not in library.CONFIG_MAPPING:
+        raise UsageError(
+            f"transformers {library.__version__} has no network of the type {values['model_type']}, which this "
+            f"one is; it was made with {values.get('transformers_version')}: install that"
+        )
     known = library.CONFIG_MAPPING[values["model_type"]].from_dict(values)
     with _quiet():
         model: nn.Module = library.AutoModel.from_config(known, trust_remote_code=False)
