@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
         "size_px": 9,
         "encoder_options": {"activation": "tanh", "channels": [4, 5, 6, 7, 8, 9], "kernel": 5},
     },
-    "image-timm-vit": {"kind": "image", "encoder": "timm:test_vit2"},
+    "image-timm-vit": {"kind": "image", "encoder": "timm:test_vit2", "size_px": 32},
     "image-timm-resnet": {"kind": "image", "encoder": "timm:test_resnet", "size_px": 40},
     "image-timm-resnet-fresh": {"kind": "image", "encoder": "timm:test_resnet", "pretrained": False},
     "image-timm-efficientnet-fresh": {

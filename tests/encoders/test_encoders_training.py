@@ -29,10 +29,10 @@ COLOURS = ("red", "green", "blue")
 
 
 def _dataset(folder: Path) -> str:
-    """72 noisy pictures of three colours, packed with one field a network."""
+    """36 noisy pictures of three colours, packed with one field a network."""
     rng = np.random.default_rng(4)
     records = []
-    for index in range(72):
+    for index in range(36):
         pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
         pixels[..., index % 3] += 120
         buffer = io.BytesIO()
@@ -62,7 +62,7 @@ def test_classic_networks_train_and_come_back(tmp_path: Path) -> None:
         str(tmp_path / "run"),
         fields=fields,
         model=ModelSettings(width=32),
-        train=TrainSettings(num_workers=1, epochs=2, batch_size=16, lanes=2, learning_rate=3e-4),
+        train=TrainSettings(num_workers=1, epochs=2, batch_size=12, lanes=2, learning_rate=3e-4),
         pipeline=PipelineSettings(placement="local"),
         resume=False,
     )

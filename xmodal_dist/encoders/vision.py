@@ -110,23 +110,16 @@ class _ImageNetwork(Pretrained):
 
 
 def _tried(source: _Source, side_px: int) -> tuple[nn.Module, int]:
-    """A backbone in which what never gets a gradient does not learn, and the number of its features.
-
-    Found without a sum being done, on a twin without values.
-    """
+    """A backbone in which what never gets a gradient does not learn, and the number of its features."""
+    backbone = source.make(side_px).eval()
     sizes: list[int] = []
 
     def run() -> torch.Tensor:
-        found = source.features(twin, torch.zeros(1, 3, side_px, side_px))
+        found = source.features(backbone, torch.zeros(1, 3, side_px, side_px))
         sizes.append(found.shape[1])
         return found
 
-    with torch.device("meta"):
-        twin = source.make(side_px).eval()
-        hub.settle(twin, run)
-    backbone = source.make(side_px)
-    for own, other in zip(backbone.parameters(), twin.parameters(), strict=True):
-        own.requires_grad_(other.requires_grad)
+    hub.settle(backbone, run)
     return backbone, sizes[0]
 
 
