@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import fsspec
@@ -118,9 +119,19 @@ def test_videos_are_a_field_and_gifs_are_images_unless_one_asks_for_videos(tmp_p
 
 def test_a_field_of_a_folder_may_have_a_name_of_its_own(tmp_path: Path) -> None:
     _touch(tmp_path, "run/a.gif", "jump/b.gif")
+    pytest.importorskip("av", reason="PyAV is not installed")
     roles = Roles("label", "id", None, None, None)
     for asked, columns in (("clip=video", ("video",)), ("clip=video:video", ("video",))):
         fields, _ = choose_fields(read_source(str(tmp_path), {"video"}), [parse_field(asked)], roles)
         assert fields == (Field(name="clip", kind="video", columns=columns),)
     with pytest.raises(UsageError, match="no column 'sound'"):
         choose_fields(read_source(str(tmp_path)), [parse_field("sound=audio")], roles)
+
+
+def test_what_a_kind_needs_is_asked_for_before_anything_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _touch(tmp_path, "run/a.mp4", "jump/b.mp4")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UsageError, match=r"field 'video': .* pip install 'xmodal-dist\[video\]'"):
+        choose_fields(read_source(str(tmp_path)), None, Roles("label", "id", None, None, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -180,7 +181,7 @@ def test_without_pyav_the_extra_is_named(
     make_video: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payload = make_video("mp4")
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UsageError, match=r"pip install 'xmodal-dist\[video\]'"):
         check(payload, LIMITS)
     with pytest.raises(DecodeError, match="media_empty"):

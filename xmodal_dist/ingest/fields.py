@@ -93,8 +93,21 @@ def choose_fields(
     """The fields to pack, as asked for or inferred, and in sentences what was left out or looks wrong.
 
     Raises:
-        UsageError: a field reads a column that is not there or is the label, or no column can be a field.
+        UsageError: a field reads a column that is not there or is the label, no column can be a field, or a package
+            that one needs is not installed.
     """
+    fields, notes = _choose(source, asked, roles)
+    for field in fields:
+        try:
+            load(field.kind).require()
+        except UsageError as error:
+            raise UsageError(f"field {field.name!r}: {error}. --field names the fields to pack") from error
+    return fields, notes
+
+
+def _choose(
+    source: Source, asked: Sequence[Field] | None, roles: Roles
+) -> tuple[tuple[Field, ...], list[str]]:
     if asked:
         asked = [_of_folder(source, field) for field in asked]
         check_fields(asked)

@@ -79,6 +79,10 @@ class Modality(ABC, Generic[S]):
     is_media: ClassVar[bool] = False
     """True if a value is an encoded file (bytes, or a path or URI to fetch); then a field has exactly one column."""
 
+    def require(self) -> None:
+        """Raise :class:`UsageError` if a package that this kind needs is not installed; by default none is needed."""
+        return
+
     @abstractmethod
     def infer(self, name: str, sample: pa.Array) -> float:
         """How well a column fits this kind: 0 (not at all) to 1; the highest wins. ``sample``: <= 1,000 values."""

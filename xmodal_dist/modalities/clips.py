@@ -67,7 +67,7 @@ def require_av() -> Any:
         import av
     except ImportError as error:
         raise UsageError(
-            f"video needs PyAV: pip install 'xmodal-dist[video]', on every machine of the run ({error})"
+            "video needs PyAV: pip install 'xmodal-dist[video]' on every machine of the run"
         ) from error
     return av
 

@@ -84,6 +84,10 @@ class VideoModality(Modality[VideoSettings]):
     declared_suffixes = frozenset({".gif"})
     is_media = True
 
+    def require(self) -> None:
+        """PyAV."""
+        clips.require_av()
+
     def infer(self, name: str, sample: pa.Array) -> float:
         """Share of values with a video's first bytes or file name ending; a GIF counts for nothing."""
         return media_share(sample, self.suffixes, lambda payload: sniff(payload) not in (None, "GIF"))
