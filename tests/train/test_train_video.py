@@ -54,7 +54,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return target
 
 
-@pytest.mark.parametrize("pooling", ["mean", "gru", "attention"])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_the_direction_of_motion_is_learned_where_pooling_sees_the_order(
     dataset: str, tmp_path: Path, pooling: str
 ) -> None:
