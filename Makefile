@@ -17,6 +17,7 @@ PEERS_INSTALLED := $(PEERS_VENV)/.installed
 # The wheel of torchvision beside a torch for CPUs alone breaks every import of transformers, so it stays out of $(VENV).
 NETWORKS_VENV := .venv-networks
 NETWORKS := timm "torchvision<0.29" transformers
+NETWORKS_TESTS := tests/encoders tests/train/test_train_finetune.py
 NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
 SECONDS_NOW := date +%s
 
@@ -29,11 +30,11 @@ demo: $(INSTALLED)
 test: START := $(shell date +%s)
 test: lint types
 	@echo "make test: $$(( $$($(SECONDS_NOW)) - $(START) )) s for installation, lint and types; now the tests"
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(NETWORKS_TESTS:%=--ignore=%)
 	@$(MAKE) --no-print-directory networks-test
 
 networks-test: $(NETWORKS_INSTALLED)
-	@$(NETWORKS_VENV)/bin/python -m pytest tests/encoders tests/train/test_train_finetune.py
+	@$(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
