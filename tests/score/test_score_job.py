@@ -119,7 +119,7 @@ def test_evaluation_adds_truth_and_every_subset(bundle: str, records: pa.Table, 
     _score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", evaluation=True)
     table = ledger.read_predictions(str(tmp_path / "out"))
     subsets = [name.removeprefix("subset:") for name in table.column_names if name.startswith("subset:")]
-    assert len(subsets) == 7 and subsets[:3] == FIELDS
+    assert len(subsets) == 8 and subsets[0] == "(none)" and subsets[1:4] == FIELDS
     assert table.column("truth").to_pylist() == labels[1:], (
         "a label that training never saw is for evaluation to judge"
     )
