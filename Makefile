@@ -34,7 +34,7 @@ test: lint types
 	@$(MAKE) --no-print-directory networks-test
 
 networks-test: $(NETWORKS_INSTALLED)
-	@$(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)
+	@OMP_NUM_THREADS=1 $(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)
