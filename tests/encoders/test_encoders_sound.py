@@ -70,6 +70,15 @@ def test_silence_is_the_floor() -> None:
     torch.testing.assert_close(features, torch.full_like(features, float(np.log(1.192092955078125e-07))))
 
 
+def test_gradients_reach_the_wave_after_predictions() -> None:
+    wave = torch.linspace(0, 50, 800).sin().unsqueeze(0)
+    with torch.inference_mode():
+        kaldi_features(wave, RATE_HZ, 17)
+    wave.requires_grad_()
+    kaldi_features(wave, RATE_HZ, 17).sum().backward()
+    assert wave.grad is not None and wave.grad.any()
+
+
 def test_ast_gives_what_its_own_library_gives(transformers: Any, tmp_path: Path) -> None:
     folder = publish(tmp_path, "AST")
     encoder = _encoder(Field.of("audio", encoder=f"hf:{folder}"))

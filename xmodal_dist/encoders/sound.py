@@ -37,6 +37,7 @@ _MEL_FLOOR = 1.192092955078125e-07
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may be needed for a gradient later
 def _mel_filters(rate_hz: int, num_fft: int, num_mels: int) -> torch.Tensor:
     """Kaldi's triangles [bins, M], of height 1, straight on the scale mel(f) = 1127 ln(1 + f / 700)."""
     bins_hz = torch.linspace(0, rate_hz / 2, num_fft // 2 + 1, dtype=torch.float64)
