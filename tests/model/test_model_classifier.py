@@ -50,6 +50,17 @@ def test_what_is_missing_has_no_say(fusion: str) -> None:
     assert torch.equal(model(inputs, present).fused, model(other, present).fused)
 
 
+def test_encoders_see_only_the_rows_that_have_their_field() -> None:
+    model = _model("late")
+    inputs, present, keys = _batch(40)
+    present[:, 0], present[:, 1] = True, False
+    seen: dict[str, int] = {}
+    for name, encoder in model.encoders.items():
+        encoder.register_forward_hook(lambda _, args, __, name=name: seen.update({name: len(args[0]["x"])}))
+    model(inputs, present, keys)
+    assert seen == {"a": 40, "b": 1, "c": int(present[:, 2].sum())}
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_what_is_hidden_has_no_say_either(fusion: str) -> None:
     model = _model(fusion).eval()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xmodal_dist.batch import Tensors
-from xmodal_dist.model.classifier import CrossModalClassifier
+from xmodal_dist.model.classifier import CrossModalClassifier, encoded_rows
 
 __all__ = ["GRAD_CAM", "SALIENCY", "Heat", "heat_maps"]
 
@@ -105,7 +105,10 @@ def heat_maps(
     found = {}
     for (name, place), gradient in zip(places.items(), gradients, strict=True):
         if gradient is not None and place is watches[name].maps:
-            found[name] = Heat(GRAD_CAM, _grad_cam(place.detach(), gradient, len(labels)))
+            shown = encoded_rows(present[:, model.fields.index(name)])
+            found[name] = Heat(
+                GRAD_CAM, _spread(_grad_cam(place.detach(), gradient, len(shown)), shown, len(labels))
+            )
         elif gradient is not None:
             found[name] = Heat(SALIENCY, _saliency(gradient))
     return found
@@ -127,6 +130,13 @@ def _grad_cam(maps: torch.Tensor, gradient: torch.Tensor, rows: int) -> NDArray[
     heat = (weights * maps).sum(dim=1).relu()
     heat = heat.unsqueeze(1) if heat.dim() == 2 else heat
     return _pooled(heat.reshape(rows, -1, *heat.shape[-2:]))
+
+
+def _spread(maps: NDArray[np.float32], rows: torch.Tensor, num_rows: int) -> NDArray[np.float32]:
+    """Maps of ``rows`` among ``num_rows``, those of the others zero."""
+    spread = np.zeros((num_rows, *maps.shape[1:]), np.float32)
+    spread[rows.cpu().numpy()] = maps
+    return spread
 
 
 def _saliency(gradient: torch.Tensor) -> NDArray[np.float32]:

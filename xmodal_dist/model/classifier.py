@@ -19,7 +19,7 @@ from xmodal_dist.model.mixup import Shares, mix_features
 from xmodal_dist.randomness import uniform_like
 from xmodal_dist.settings import Settings
 
-__all__ = ["CrossModalClassifier", "ModelSettings", "Output"]
+__all__ = ["CrossModalClassifier", "ModelSettings", "Output", "encoded_rows"]
 
 _HEAD_DROPOUT_STREAM = 0x_C1_01
 _MODALITY_DROPOUT_STREAM = 0x_C1_02
@@ -49,6 +49,15 @@ class ModelSettings(Settings):
     """``ogm`` slows the encoders of fields that are far ahead of the others, so that these are not drowned."""
     balance_alpha: float = Field(default=1.0, gt=0)
     """How strongly ``ogm`` slows them."""
+
+
+def encoded_rows(present: torch.Tensor) -> torch.Tensor:
+    """Positions of the rows that a field's encoder sees, of ``present`` [B] bool: those that have the field.
+
+    The first row where none has it, or the encoder's parameters would be without a gradient in that step.
+    """
+    rows = present.nonzero().squeeze(1)
+    return rows if len(rows) else rows.new_zeros(1)
 
 
 class Output(NamedTuple):
@@ -122,12 +131,23 @@ class CrossModalClassifier(nn.Module):
         return Output(self.fuse(features, shown, keys, field_logits), field_logits, shares)
 
     def encode(self, inputs: Mapping[str, Tensors], present: torch.Tensor) -> torch.Tensor:
-        """Features [B, M, D]; a missing value's are the field's learned stand-in."""
+        """Features [B, M, D]; a missing value's are the field's learned stand-in, and cost its encoder nothing."""
+        everywhere = present.all(dim=0).tolist()  # one wait for the device, not one a field
         encoded = [
-            norm(encoder(inputs[name]))
-            for name, encoder, norm in zip(self.fields, self._encoders, self.norms, strict=True)
+            self._features(m, inputs[name]) if everywhere[m] else self._encode(m, inputs[name], present[:, m])
+            for m, name in enumerate(self.fields)
         ]
         return self._fill(torch.stack(encoded, dim=1), present)
+
+    def _encode(self, m: int, tensors: Tensors, present: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] of one field where it is present [B]; what stands elsewhere is to be filled."""
+        rows = encoded_rows(present)
+        shown = self._features(m, {name: tensor[rows] for name, tensor in tensors.items()})
+        return self.stand_ins[m].detach().to(shown.dtype).expand(len(present), -1).index_copy(0, rows, shown)
+
+    def _features(self, m: int, tensors: Tensors) -> torch.Tensor:
+        features: torch.Tensor = self.norms[m](self._encoders[m](tensors))
+        return features
 
     def field_logits(self, features: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Each field's own logits [B, M, C]."""
