@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xmodal_dist import metrics
 from xmodal_dist.calibrate import NOTHING, cutoffs, softmax
 from xmodal_dist.errors import DataError
+from xmodal_dist.precision_recall import precision_recall
 
 __all__ = [
     "SUBSET_PREFIX",
@@ -64,13 +65,15 @@ class Evaluation:
             ``rows_present``, None without any), ``best_single`` (the field that alone is most accurate; None
             without subset columns), ``fusion_gain`` (accuracy less that of ``best_single``; None with fewer than two
             fields), ``withheld`` (:func:`xmodal_dist.metrics.withheld_accuracy`; None where the columns do not tell),
+            ``average_precision`` (one-vs-rest, macro over the classes that have rows; of each in ``per_class``),
             ``uncalibrated`` (``ece`` and ``log_loss`` of the logits as they are; None without the column ``logits``)
             and ``abstention`` (for each threshold given its ``target_precision`` and ``threshold``, and the
             ``coverage`` and ``precision`` here; ``precision`` is None where nothing is covered).
         worst: the errors, the most confident first.
         curves: JSON-able data of plots: ``reliability`` (:func:`xmodal_dist.metrics.reliability_bins`),
-            ``reliability_uncalibrated`` (None without the column ``logits``), and ``abstention``: lists of
-            ``threshold``, ``coverage`` and ``precision`` where the model may keep silent about what it is less sure of.
+            ``reliability_uncalibrated`` (None without the column ``logits``), ``precision_recall``
+            (:func:`xmodal_dist.precision_recall.precision_recall`), and ``abstention``: lists of ``threshold``,
+            ``coverage`` and ``precision`` where the model may keep silent about what it is less sure of.
     """
 
     metrics: dict[str, Any]
@@ -106,12 +109,15 @@ def evaluate_predictions(
     result = metrics.classification_metrics(truth, probabilities, class_names)
     _check_labels(predictions, probabilities, class_names)
     per_subset = _per_subset(predictions, truth, class_names)
+    positive = np.arange(len(class_names)) == truth[:, None]
+    precisions, precision_curves = precision_recall(positive, probabilities, class_names)
     raw = None
     if _LOGITS in predictions.column_names:
         raw = softmax(_vectors(predictions, _LOGITS, len(class_names)))
     return Evaluation(
         metrics={
             **result,
+            **_average_precision(result["per_class"], precisions),
             "per_subset": per_subset,
             **_fusion(result["accuracy"], per_subset),
             "withheld": _withheld(predictions, truth, len(class_names)),
@@ -122,9 +128,20 @@ def evaluate_predictions(
         curves={
             "reliability": metrics.reliability_bins(truth, probabilities),
             "reliability_uncalibrated": None if raw is None else metrics.reliability_bins(truth, raw),
+            "precision_recall": precision_curves,
             "abstention": _abstention_curve(truth, probabilities),
         },
     )
+
+
+def _average_precision(
+    per_class: Mapping[str, Mapping[str, Any]], precisions: Mapping[str, float | None]
+) -> dict[str, Any]:
+    defined = [value for value in precisions.values() if value is not None]
+    return {
+        "average_precision": float(np.mean(defined)),
+        "per_class": {n: {**v, "average_precision": precisions[n]} for n, v in per_class.items()},
+    }
 
 
 def _withheld(

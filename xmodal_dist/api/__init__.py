@@ -5,8 +5,9 @@ from __future__ import annotations
 from xmodal_dist.api.comparison import compare
 from xmodal_dist.api.data import doctor, inspect, pack, verify
 from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, explain
+from xmodal_dist.api.reports import report
 from xmodal_dist.api.scoring import gc, retry, score
-from xmodal_dist.api.training import find_lr, report, train
+from xmodal_dist.api.training import find_lr, train
 
 __all__ = [
     "calibrate",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from xmodal_dist import runtime, storage
+from xmodal_dist import environment, runtime, storage
 from xmodal_dist.api.files import write_json, write_parquet
+from xmodal_dist.api.reports import DETAILS_NAME, EVALUATIONS, METRICS_NAME, PAGE_NAME, is_run, write_run_page
 from xmodal_dist.bundle import load_bundle, save_bundle, save_calibration
-from xmodal_dist.dataset.manifest import Manifest, load_manifest
+from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import UsageError
-from xmodal_dist.evaluate import Evaluation, evaluate_predictions
+from xmodal_dist.evaluate import evaluate_predictions
 from xmodal_dist.explain import job as explaining
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
@@ -24,12 +26,10 @@ from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.train.calibration import calibrate_on
 
-__all__ = ["EVALUATIONS", "calibrate", "evaluate", "evaluation_path", "explain", "predict_split"]
+__all__ = ["calibrate", "evaluate", "evaluation_path", "explain", "predict_split"]
 
 _NUM_WORST = 20
 _TARGET_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
-EVALUATIONS = "evaluation"
-"""Folder of a run that holds its evaluations, by split."""
 
 
 def evaluate(
@@ -40,11 +40,13 @@ def evaluate(
     Args:
         bundle: the trained model.
         data: the dataset.
-        output: directory to write: metrics.json, predictions.parquet, report.html. None takes the run's
-            ``evaluation/SPLIT``, where reports of runs look for it.
+        output: directory to write: metrics.json, predictions.parquet, report.html and report.json, what the page is
+            made of besides the metrics. None takes the run's ``evaluation/SPLIT``, where the run's page finds it. That
+            page is written anew.
         split: which split.
         num_workers: scoring workers; None takes one per GPU, or what the CPUs allow.
     """
+    found, began_s = environment.capture(), time.monotonic()
     bundle, data = storage.absolute(bundle), storage.absolute(data)
     output = storage.absolute(output or evaluation_path(bundle, split))
     manifest = load_manifest(data)
@@ -55,9 +57,21 @@ def evaluate(
     )
     thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
     outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
+    details = {
+        **{"split": split, "bundle": bundle, "dataset": data, "fingerprint": model.fingerprint},
+        "dataset_fingerprint": manifest.fingerprint,
+        "environment": found,
+        "wall_s": round(time.monotonic() - began_s, 3),
+        "curves": outcome.curves,
+        "worst": [dataclasses.asdict(e) for e in examples.find(data, manifest, split, outcome.worst)],
+    }
     write_parquet(storage.join(output, "predictions.parquet"), predictions)
-    write_json(storage.join(output, "metrics.json"), outcome.metrics)
-    _write_evaluation_page(output, bundle, data, split, manifest, outcome)
+    write_json(storage.join(output, METRICS_NAME), outcome.metrics)
+    write_json(storage.join(output, DETAILS_NAME), details)
+    page = evaluation_page.render(outcome.metrics, details)
+    storage.write_bytes(storage.join(output, PAGE_NAME), page.encode())
+    if is_run(run := _run_of(bundle)):
+        write_run_page(run)
     return outcome.metrics
 
 
@@ -75,16 +89,12 @@ def predict_split(
 
 def evaluation_path(bundle: str, split: str) -> str:
     """Where the evaluation of a bundle is written if nobody says: beside the bundle, in its run."""
-    return storage.join(bundle.rstrip("/").rpartition("/")[0] or ".", EVALUATIONS, split)
+    return storage.join(_run_of(bundle), EVALUATIONS, split)
 
 
-def _write_evaluation_page(
-    output: str, bundle: str, data: str, split: str, manifest: Manifest, outcome: Evaluation
-) -> None:
-    shown = examples.find(data, manifest, split, outcome.worst)
-    header = {"bundle": bundle, "dataset": data, "split": split}
-    page = evaluation_page.render(outcome.metrics, shown, outcome.curves, header)
-    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+def _run_of(bundle: str) -> str:
+    """The folder that the bundle lies in."""
+    return bundle.rstrip("/").rpartition("/")[0] or "."
 
 
 def calibrate(bundle: str, data: str, *, split: str = "val", output: str | None = None) -> dict[str, Any]:

@@ -57,9 +57,12 @@ def find_lr(
 
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.")],
-    output: Annotated[str, typer.Option("--output", help="HTML file to write.")] = "runs.html",
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="HTML file; default: RUN/report.html, or runs.html of several."),
+    ] = None,
 ) -> None:
-    """Compare training runs on one page."""
+    """Write the page of a training run anew, or compare several on one page."""
     from xmodal_dist import api
 
     say(f"report: {api.report(runs, output)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xmodal_dist.report import plots
+from xmodal_dist.report import strips
 from xmodal_dist.report.page import Card, number, percent
 from xmodal_dist.report.page import render as render_page
 
@@ -68,7 +68,7 @@ def _row(
     return {
         **model,
         "title": name[0].upper() + name[1:],
-        "figure": plots.interval(title, (low, model["accuracy"], high), (lowest, 1.0), network_accuracy),
+        "figure": strips.interval(title, (low, model["accuracy"], high), (lowest, 1.0), network_accuracy),
         "ends": f"{percent(low).removesuffix(' %')} to {percent(high).removesuffix(' %')}",
         "choice": ", ".join(f"{name} {value:g}" for name, value in model["choice"].items()),
         "against": None if against is None else _difference(against),

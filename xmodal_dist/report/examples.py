@@ -1,4 +1,4 @@
-"""The records behind an evaluation's worst errors, rendered by their modalities."""
+"""The records behind an evaluation's worst errors, rendered by their modalities, within what a page may weigh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from xmodal_dist.modalities import load
 from xmodal_dist.pipeline.rows import read_range, read_rows
 from xmodal_dist.report.evaluation import Example
 
-__all__ = ["find"]
+__all__ = ["MAX_BYTES", "find"]
+
+MAX_BYTES = 1_200_000
+"""Most bytes of HTML of all fields of all examples together."""
 
 
 class _Mistake(Protocol):
@@ -29,7 +32,7 @@ class _Mistake(Protocol):
 
 
 def find(dataset: str, manifest: Manifest, split: str, mistakes: Sequence[_Mistake]) -> list[Example]:
-    """One example for each mistake, in order, with every field as HTML."""
+    """One example for each mistake, in order, with every field as HTML; one that does not fit says so instead."""
     columns = [column for field in manifest.fields for column in field.columns]
     wanted = {m.id for m in mistakes}
     found: dict[str, dict[str, str | None]] = {}
@@ -41,7 +44,17 @@ def find(dataset: str, manifest: Manifest, split: str, mistakes: Sequence[_Mista
             table = read_rows(path, np.array(rows, dtype=np.int64), [ID, *columns])
             for record in table.to_pylist():
                 found[record[ID]] = _fragments(manifest, record)
-    return [Example(m.id, m.truth, m.label, m.probability, found.get(m.id, {})) for m in mistakes]
+    left, examples = MAX_BYTES, []
+    for m in mistakes:
+        fragments = found.get(m.id, {})
+        for name, fragment in fragments.items():
+            size = len(fragment or "")
+            if size > left:
+                fragments[name] = f"<em>left out: {size / 1000:,.0f} kB would make the page too large</em>"
+            else:
+                left -= size
+        examples.append(Example(m.id, m.truth, m.label, m.probability, fragments))
+    return examples
 
 
 def _fragments(manifest: Manifest, record: dict[str, object]) -> dict[str, str | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -11,42 +10,12 @@ from markupsafe import Markup
 from xmodal_dist.report import plots
 from xmodal_dist.report.page import flatten
 from xmodal_dist.report.page import render as render_page
+from xmodal_dist.report.run import Run
 from xmodal_dist.report.training import epochs_of, points, steps_of
 
-__all__ = ["Run", "render"]
+__all__ = ["render"]
 
-_COLOURS = (
-    "#2457c5", "#d9730d", "#1a7f4b", "#9c2fb0", "#b42318", "#0e7c86", "#8a6d00", "#5c6b7a",
-)  # fmt: skip
-_MAX_DRAWN = len(_COLOURS)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it is on disk.
-
-    Attributes:
-        name: for people; distinct.
-        identity: content of ``run.json``: dataset fingerprint and settings.
-        lines: of ``metrics.jsonl``.
-        goodput: content of ``goodput.json``; {} while the run goes on.
-        evaluations: split -> content of its ``metrics.json``.
-    """
-
-    name: str
-    identity: Mapping[str, Any]
-    lines: Sequence[Mapping[str, Any]]
-    goodput: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def best(self) -> Mapping[str, Any]:
-        """The epoch of the highest validation accuracy, else the last; {} before the first."""
-        epochs = epochs_of(self.lines)
-        validated = [line for line in epochs if line.get("val_accuracy") is not None]
-        if validated:
-            return max(validated, key=lambda line: float(line["val_accuracy"]))
-        return epochs[-1] if epochs else {}
+_MAX_DRAWN = len(plots.COLOURS)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -100,7 +69,7 @@ def _charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
         ("Validation loss", "epoch"): [],
         ("Training loss, smoothed", "step"): [],
     }
-    for run, colour in zip(runs, _COLOURS, strict=False):
+    for run, colour in zip(runs, plots.COLOURS, strict=False):
         epochs = epochs_of(run.lines)
         for title, name in (("Validation accuracy", "val_accuracy"), ("Validation loss", "val_loss")):
             line = plots.Series(run.name, *points(epochs, "epoch", name), colour, markers=True)

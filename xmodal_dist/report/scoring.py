@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from xmodal_dist.profile import MAJOR, MODERATE
-from xmodal_dist.report import plots
+from xmodal_dist.report import plots, strips
 from xmodal_dist.report.page import Bar, Card, bars, flatten, number, percent, seconds
 from xmodal_dist.report.page import render as render_page
 
@@ -162,7 +162,7 @@ def _shift(row: _Line) -> _Shift:
         row["chance"],
         row["level"],
         change if row["psi"] > 0 else "",
-        plots.shares(f"{row['field']} {row['measure']}", before[shown].tolist(), now[shown].tolist()),
+        strips.shares(f"{row['field']} {row['measure']}", before[shown].tolist(), now[shown].tolist()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The report of a training run: how it learned, how fast it was, where the time went, with which settings."""
+"""Training as chapters of a page: how a run learned, how fast it was and where the time went."""
 
 from __future__ import annotations
 
@@ -10,52 +10,49 @@ from markupsafe import Markup
 
 from xmodal_dist.dataset.order import WELL_MIXED
 from xmodal_dist.report import plots
-from xmodal_dist.report.evaluation import sections
-from xmodal_dist.report.page import Bar, Card, bars, flatten, number, percent, score, seconds
-from xmodal_dist.report.page import render as render_page
+from xmodal_dist.report.page import Bar, Card, bars, number, percent, seconds
 
-__all__ = ["epochs_of", "points", "render", "steps_of"]
+__all__ = ["epochs_of", "learning", "points", "speed", "steps_of"]
 
 _Line = Mapping[str, Any]
 
 _USEFUL_STAGES = ("forward", "backward", "optimizer")
 
 
-def render(
-    run_name: str,
-    metrics_lines: Sequence[_Line],
-    goodput: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
-) -> str:
-    """The page of one training run.
+def learning(lines: Sequence[_Line]) -> dict[str, Any]:
+    """What the macro ``learning`` of ``_training.html.j2`` shows.
 
     Args:
-        run_name: for the title.
-        metrics_lines: lines of ``metrics.jsonl``, with ``event`` "step" or "epoch". Of a step or epoch that
-            was repeated after a restart the last line counts.
-        goodput: content of ``goodput.json``.
-        evaluation: content of ``metrics.json`` of the finished bundle; None if it was not evaluated.
-        settings: the run's settings, nested.
-
-    Returns:
-        One self-contained HTML page.
+        lines: of ``metrics.jsonl``, with ``event`` "step" or "epoch". Of a step or epoch that was repeated after a
+            restart the last line counts.
     """
-    steps, epochs = steps_of(metrics_lines), epochs_of(metrics_lines)
-    not_finite = sum(not _finite(line.get("loss")) for line in steps)
-    return render_page(
-        "training",
-        title="Training",
-        run={"run": run_name},
-        cards=_cards(steps, epochs, goodput, evaluation),
-        charts=_charts(steps, epochs),
-        num_not_finite=not_finite,
-        stages=_stages(goodput),
-        binding_stage=goodput.get("binding_stage", ""),
-        epochs=epochs,
-        settings=flatten(settings),
-        evaluation=sections(evaluation) if evaluation else None,
-    )
+    steps, epochs = steps_of(lines), epochs_of(lines)
+    return {
+        "charts": _charts(steps, epochs),
+        "num_not_finite": sum(not _finite(line.get("loss")) for line in steps),
+        "epochs": epochs,
+    }
+
+
+def speed(lines: Sequence[_Line], goodput: Mapping[str, Any]) -> dict[str, Any]:
+    """What the macro ``speed`` of ``_training.html.j2`` shows.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+        goodput: content of ``goodput.json``.
+    """
+    steps, sentence = steps_of(lines), goodput.get("binding_stage", "")
+    at, rate = points(steps, "step", "records_per_s")
+    series = [
+        plots.Series("each step", at, rate, faint=True),
+        plots.Series("smoothed", at, plots.smoothed(rate)),
+    ]
+    return {
+        "cards": _cards(steps, goodput),
+        "binding_stage": sentence[:1].upper() + sentence[1:],
+        "stages": _stages(goodput),
+        "throughput": plots.curves("Throughput in records a second", series, "step") if at else None,
+    }
 
 
 def steps_of(lines: Sequence[_Line]) -> list[_Line]:
@@ -77,41 +74,24 @@ def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _cards(
-    steps: Sequence[_Line],
-    epochs: Sequence[_Line],
-    goodput: Mapping[str, Any],
-    evaluation: Mapping[str, Any] | None,
-) -> list[Card]:
+def _cards(steps: Sequence[_Line], goodput: Mapping[str, Any]) -> list[Card]:
     stages = goodput["stages_s"]
     useful = sum(stages.get(name, 0.0) for name in _USEFUL_STAGES)
-    cards = []
-    if evaluation:
-        fine_print = f"macro F1 {score(evaluation['macro_f1'])}, {evaluation['rows']:,} rows"
-        cards.append(Card("Evaluation accuracy", percent(evaluation["accuracy"]), fine_print))
-    scored = [line for line in epochs if _finite(line.get("val_accuracy"))]
-    if scored:
-        best = max(scored, key=lambda line: line["val_accuracy"])
-        cards.append(
-            Card("Validation accuracy", percent(best["val_accuracy"]), f"best, after epoch {best['epoch']}")
-        )
+    cpu_s = goodput.get("cpu_s_per_record")
     num_steps = steps[-1]["step"] if steps else 0
-    cpu_ms = goodput.get("cpu_s_per_record")
     return [
-        *cards,
-        Card("Epochs", number(len(epochs)), f"{num_steps:,} steps"),
-        Card("Records", number(goodput["records"]), "read for training"),
-        Card(
-            "Throughput",
-            f"{number(goodput['records_per_s'])}/s",
-            f"{number(cpu_ms * 1000)} ms of CPU a record" if cpu_ms is not None else "",
-        ),
-        *_speed_cards(goodput),
         Card(
             "Wall time",
             seconds(goodput["wall_s"]),
             f"{percent(useful / max(goodput['wall_s'], 1e-9), 0)} in forward, backward, optimizer",
         ),
+        Card(
+            "Throughput",
+            f"{number(goodput['records_per_s'])}/s",
+            f"{number(cpu_s * 1000)} ms of CPU a record" if cpu_s is not None else "",
+        ),
+        Card("Records", number(goodput["records"]), f"read for training, in {num_steps:,} steps"),
+        *_speed_cards(goodput),
     ]
 
 
@@ -137,7 +117,6 @@ def _speed_cards(goodput: Mapping[str, Any]) -> list[Card]:
 def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, Markup]]:
     """Title and figure of each chart that there is data for."""
     step, loss = points(steps, "step", "loss")
-    at, rate = points(steps, "step", "records_per_s")
     charts = {
         ("Loss", "step"): [
             plots.Series("each step", step, loss, faint=True),
@@ -149,10 +128,6 @@ def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, 
             plots.Series("macro F1", *points(epochs, "epoch", "val_macro_f1"), plots.ORANGE, markers=True),
         ],
         ("Learning rate", "step"): [plots.Series("rate", *points(steps, "step", "learning_rate"))],
-        ("Throughput, records/s", "step"): [
-            plots.Series("each step", at, rate, faint=True),
-            plots.Series("smoothed", at, plots.smoothed(rate)),
-        ],
     }
     return [
         (title, plots.curves(title, drawn, x_label, percent=title == "Validation"))
@@ -169,7 +144,7 @@ def points(lines: Sequence[_Line], x: str, y: str) -> tuple[list[float], list[fl
 
 def _stages(goodput: Mapping[str, Any]) -> list[Bar]:
     """Stages in the order of the loop, and the wall time that none of them accounts for."""
-    stages = {name.replace("_", " "): float(value) for name, value in goodput["stages_s"].items()}
+    stages = {name.replace("_", " "): float(value) for name, value in goodput["stages_s"].items() if value}
     unmeasured = goodput["wall_s"] - sum(stages.values())
     if unmeasured > 0.01 * goodput["wall_s"]:
         stages["not measured"] = unmeasured

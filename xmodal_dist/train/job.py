@@ -109,6 +109,15 @@ class TrainJob:
             "window_rows": self.pipeline.window_rows,
         }
 
+    def config(self) -> dict[str, Any]:
+        """The sections of a configuration file that give this run, defaults included."""
+        return {
+            "fields": {s.name: s.settings.model_dump(mode="json", exclude={"kind"}) for s in self.specs},
+            "model": self.model.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+            "pipeline": self.pipeline.model_dump(mode="json"),
+        }
+
     @property
     def digest(self) -> str:
         """Hex SHA-256 of :meth:`identity`."""

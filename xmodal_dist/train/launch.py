@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from xmodal_dist import runtime, storage
+import yaml
+
+from xmodal_dist import environment, runtime, storage
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import DataError, RunAgainError, SpecDiffersError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
@@ -29,6 +31,8 @@ from xmodal_dist.train.settings import TrainSettings
 __all__ = ["TrainResult", "launch"]
 
 _RUN_NAME = "run.json"
+_CONFIG_NAME = "config.yaml"
+_ENVIRONMENT_NAME = "environment.json"
 _PROFILE_ROWS = 1000
 
 
@@ -81,6 +85,7 @@ def launch(
         placement.worker_cpus, placement.reader_cpus, use_gpu, started_s,
     )  # fmt: skip
     _claim(job, resume)
+    _record(job)
     order = measure_order(dataset, job.schedule)
     sample = decode_sample(dataset, manifest, specs, min(train.fit_rows, _PROFILE_ROWS))
     profile = fit_profile(specs, sample, manifest.splits["train"].classes)
@@ -198,6 +203,17 @@ def _claim(job: TrainJob, resume: bool) -> None:
             f"{job.run!r} already holds other files; choose an empty or new directory for --output"
         )
     storage.write_bytes(path, json.dumps(identity, indent=1, sort_keys=True).encode())
+
+
+def _record(job: TrainJob) -> None:
+    """Write down the settings, defaults included, and where this command runs, after those that it continues."""
+    settings = yaml.safe_dump(job.config(), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(job.run, _CONFIG_NAME), settings.encode())
+    path = storage.join(job.run, _ENVIRONMENT_NAME)
+    before = json.loads(storage.read_text(path))["commands"] if storage.exists(path) else []
+    data = {"dataset": job.dataset, "dataset_seed": job.manifest.seed}
+    content = {"commands": [*before, {**environment.capture(), **data}]}
+    storage.write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
