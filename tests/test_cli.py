@@ -9,9 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.report.pages import well_formed
+from xmodal_dist import config
 from xmodal_dist.cli import main
+from xmodal_dist.report.page import self_contained
 
 FIELDS = ("picture=image", "caption=text", "weather=tabular:height,kind_of_day")
+EVALUATION = "run/evaluation/test"
 TRAIN = ("--set", "train.epochs=6", "--set", "train.batch_size=24", "--set", "model.width=16")
 
 
@@ -34,9 +38,7 @@ def _main_job(capsys: pytest.CaptureFixture[str], source: Path, place: Path) -> 
     fields = [part for field in FIELDS for part in ("--field", field)]
     _xmodal(capsys, "pack", str(source), dataset, *fields)
     _xmodal(capsys, "train", "--data", dataset, "--output", run, "--num-workers", "2", *TRAIN)
-    out, _ = _xmodal(
-        capsys, "evaluate", "--bundle", bundle, "--data", dataset, "--output", str(place / "test"), "--json"
-    )
+    out, _ = _xmodal(capsys, "evaluate", "--bundle", bundle, "--data", dataset, "--json")
     metrics: dict[str, Any] = json.loads(out)
     inputs = [str(p) for p in sorted((place / "dataset" / "data").glob("*.parquet"))]
     _xmodal(capsys, "score", "--bundle", bundle, "--input", *inputs, "--output", str(place / "scored"))
@@ -49,13 +51,43 @@ def test_the_main_job(
     metrics = _main_job(capsys, tiny_source, workplace)
     assert metrics["rows"] == 15 and metrics["accuracy"] > 0.8
     assert set(metrics["per_subset"]) >= {"picture", "caption", "weather", "picture+caption+weather"}
-    assert json.loads((workplace / "test" / "metrics.json").read_text()) == metrics
-    assert pq.read_table(workplace / "test" / "predictions.parquet").num_rows == 15
-    for page in ("run/report.html", "test/report.html", "scored/report.html"):
+    assert json.loads((workplace / EVALUATION / "metrics.json").read_text()) == metrics
+    assert pq.read_table(workplace / EVALUATION / "predictions.parquet").num_rows == 15
+    for page in ("run/report.html", f"{EVALUATION}/report.html", "scored/report.html"):
         assert (workplace / page).read_text().startswith("<!DOCTYPE html>")
     scored = pq.read_table(workplace / "scored" / "data")
     assert scored.num_rows == 150 and scored.column_names[:4] == ["id", "label", "probability", "top_k"]
     assert len(set(scored.column("id").to_pylist())) == 150
+
+
+def test_the_run_has_one_page_which_is_made_again_to_the_byte_from_its_files(
+    capsys: pytest.CaptureFixture[str], workplace: Path
+) -> None:
+    page = (workplace / "run" / "report.html").read_text()
+    self_contained(page)
+    well_formed(page)
+    for heading in (
+        "Results by split", "Learning", "Loss", "Epochs", "Test split", "Confusion matrix", "Precision and recall",
+        "Reliability", "What each modality contributes", "Classes", "Worst errors", "Speed", "Where the time went",
+        "Configuration", "Environment",
+    ):  # fmt: skip
+        assert f">{heading}</h" in page, heading
+    for shown in (
+        "train.seed 0",
+        "of CPU time in workers and readers",
+        "Python 3.",
+        "epochs: 6",
+        "xmodal-dist ",
+    ):
+        assert shown in page, shown
+    again = workplace / "again.html"
+    out, _ = _xmodal(capsys, "report", str(workplace / "run"), "--output", str(again))
+    assert str(again) in out and again.read_text() == page
+    (workplace / "run" / "report.html").unlink()
+    _xmodal(capsys, "report", str(workplace / "run"))
+    assert (workplace / "run" / "report.html").read_text() == page
+    settings = config.load(str(workplace / "run" / "config.yaml"))
+    assert settings.train.epochs == 6 and settings.model.width == 16 and len(settings.fields) == 3
 
 
 def test_everything_it_made_verifies(

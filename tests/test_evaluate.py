@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from xmodal_dist.calibrate import NOTHING
 from xmodal_dist.errors import DataError
@@ -65,9 +66,22 @@ def test_metrics_are_those_of_the_probabilities():
     truth = np.array([CLASSES.index(t) for t in table["truth"].to_pylist()])
     probabilities = np.array(table["probabilities"].to_pylist(), dtype=np.float32)
     expected = classification_metrics(truth, probabilities, CLASSES)
+    for c, name in enumerate(CLASSES):
+        precision = average_precision_score(truth == c, probabilities[:, c])
+        expected["per_class"][name]["average_precision"] = pytest.approx(precision)
     assert {key: evaluation.metrics[key] for key in expected} == expected
+    precisions = [values["average_precision"] for values in evaluation.metrics["per_class"].values()]
+    assert evaluation.metrics["average_precision"] == pytest.approx(np.mean(precisions))
     assert sum(evaluation.curves["reliability"]["rows"]) == 60
-    more = {"per_subset", "best_single", "fusion_gain", "withheld", "uncalibrated", "abstention"}
+    more = {
+        "average_precision",
+        "per_subset",
+        "best_single",
+        "fusion_gain",
+        "withheld",
+        "uncalibrated",
+        "abstention",
+    }
     assert set(evaluation.metrics) == set(expected) | more
     assert evaluation.metrics["uncalibrated"] is None and evaluation.metrics["abstention"] == []
 

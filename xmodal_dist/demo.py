@@ -33,7 +33,7 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
     root = storage.absolute(output)
     if storage.exists(root) and storage.list_files(root):
         raise UsageError(f"{root!r} already holds files; choose another --output, or remove it")
-    place = {name: storage.join(root, name) for name in ("source", "dataset", "run", "evaluation", "scored")}
+    place = {name: storage.join(root, name) for name in ("source", "dataset", "run", "scored")}
     began_s = time.monotonic()
     with _step(say, "make raw records: handwritten digits, DTMF tones in noise, noisy transcripts"):
         table = str(write_demo_source(place["source"], seed=0))
@@ -47,10 +47,8 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
         ):
             api.train(place["dataset"], place["run"], set=_OVERRIDES, num_workers=_NUM_WORKERS)
         bundle = storage.join(place["run"], "bundle")
-        with _step(
-            say, f"xmodal evaluate --bundle {bundle} --data {place['dataset']} --output {place['evaluation']}"
-        ):
-            metrics = api.evaluate(bundle, place["dataset"], place["evaluation"])
+        with _step(say, f"xmodal evaluate --bundle {bundle} --data {place['dataset']}"):
+            metrics = api.evaluate(bundle, place["dataset"])
             _show_metrics(say, metrics)
         inputs = storage.join(place["dataset"], "data")
         with _step(say, f"xmodal score --bundle {bundle} --input {inputs} --output {place['scored']}"):
@@ -62,8 +60,7 @@ def run_demo(output: str, say: Callable[[str], None]) -> dict[str, Any]:
             f"verify {name}: lost={found.lost} duplicated={found.duplicated} failed_checks={len(found.failed_checks)}"
         )
     say(f"done in {time.monotonic() - began_s:.0f} s. Look at:")
-    say(f"  training report    {storage.join(place['run'], 'report.html')}")
-    say(f"  evaluation report  {storage.join(place['evaluation'], 'report.html')}")
+    say(f"  report of the run  {storage.join(place['run'], 'report.html')}")
     say(f"  scoring report     {storage.join(place['scored'], 'report.html')}")
     say(f"  predictions        {storage.join(place['scored'], 'data')}")
     return metrics

@@ -48,7 +48,7 @@ def capture() -> dict[str, Any]:
 
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": _CREDENTIALS.sub("***@", shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": _CREDENTIALS.sub("***@", shlex.join([_program(), *sys.argv[1:]])),
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpu": _cpu(),
@@ -60,6 +60,11 @@ def capture() -> dict[str, Any]:
         "cluster": _cluster(),
         "git": _git(),
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "xmodal" if name in ("-c", "__main__.py") else name
 
 
 def _cpu() -> str:

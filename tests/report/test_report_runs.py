@@ -11,7 +11,8 @@ import pytest
 from xmodal_dist import api
 from xmodal_dist.errors import UsageError
 from xmodal_dist.report.page import self_contained
-from xmodal_dist.report.runs import Run, render
+from xmodal_dist.report.run import Run
+from xmodal_dist.report.runs import render
 
 
 def _run(name: str, accuracy: list[float], dataset: str = "d", **train: Any) -> Run:

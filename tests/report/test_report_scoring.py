@@ -97,8 +97,8 @@ def test_many_measures_and_classes_are_folded_not_dropped() -> None:
 
 def _curve(html: str) -> tuple[list[float], float]:
     """Heights of the throughput line, in the figure's coordinates (y grows downwards), and the last label below it."""
-    figure = html.split('aria-label="Throughput"')[1].split("</svg>")[0]
-    paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: #2457c5', figure)
+    figure = html.split('aria-label="Throughput')[1].split("</svg>")[0]
+    paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--c1\)', figure)
     labels = figure.split("minutes at work")[0]
     return [float(y) for y in re.findall(r"[ML] \S+ (\S+)", max(paths, key=len))], max(
         float(text) for text in re.findall(r">([\d.]+)</text>", labels)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from markupsafe import escape
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest
-from xmodal_dist.dataset.schema import ID
+from xmodal_dist.dataset.schema import ID, Field
 from xmodal_dist.modalities import load
 from xmodal_dist.pipeline.rows import read_range, read_rows
 from xmodal_dist.report.evaluation import Example
@@ -62,5 +63,19 @@ def _fragments(manifest: Manifest, record: dict[str, object]) -> dict[str, str |
     for field in manifest.fields:
         values = [record[column] for column in field.columns]
         absent = all(value is None for value in values)
-        fragments[field.name] = None if absent else load(field.kind).render(values)
+        fragments[field.name] = None if absent else _fragment(field, values)
     return fragments
+
+
+def _fragment(field: Field, values: Sequence[object]) -> str:
+    """The value of a field; of one with several columns each under its name, absent ones left out."""
+    modality = load(field.kind)
+    if len(values) == 1:
+        return modality.render(values)
+    pairs = zip(field.columns, values, strict=True)
+    lines = (
+        f"<div><dt>{escape(name)}</dt><dd>{modality.render([value])}</dd></div>"
+        for name, value in pairs
+        if value is not None
+    )
+    return f'<dl class="columns">{"".join(lines)}</dl>'

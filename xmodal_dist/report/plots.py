@@ -73,7 +73,9 @@ _STYLE: dict[Any, Any] = {
 }
 _SVG_PARTS = re.compile(r'<svg [^>]*viewBox="([^"]*)"[^>]*>')
 _SVG_NOISE = (
-    re.compile(r' id="[A-Za-z0-9.]+_\d+"'),  # the same in every figure of a page, and nothing refers to them
+    re.compile(
+        r' id="([A-Za-z0-9.]+_\d+|image[0-9a-f]+)"'
+    ),  # the same in every figure of a page, and nothing refers to them
     re.compile(r" font-family: [^;]*;"),
     re.compile(r"<style[^>]*>.*?</style>", re.DOTALL),  # would apply to the whole page
 )
