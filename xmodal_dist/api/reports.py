@@ -96,5 +96,6 @@ def _json(path: str, name: str) -> dict[str, Any]:
 def _of_splits(path: str, name: str) -> dict[str, dict[str, Any]]:
     """Split -> content of the file of its evaluation."""
     fs, inner = storage.filesystem(storage.join(path, EVALUATIONS))
-    found = sorted(fs.glob(f"{inner}/*/{name}")) if fs.exists(inner) else []
-    return {str(file).split("/")[-2]: json.loads(fs.cat_file(file)) for file in found}
+    folders = sorted(fs.ls(inner, detail=False)) if fs.exists(inner) else []
+    files = {folder.rstrip("/").rpartition("/")[2]: f"{folder.rstrip('/')}/{name}" for folder in folders}
+    return {split: json.loads(fs.cat_file(file)) for split, file in files.items() if fs.exists(file)}

@@ -8,9 +8,11 @@ from typing import Any
 
 from xmodal_dist.report.page import number, seconds
 
-__all__ = ["download", "facts_of_evaluation", "facts_of_run"]
+__all__ = ["FINGERPRINT_CHARS", "download", "facts_of_evaluation", "facts_of_run"]
 
-_FINGERPRINT_CHARS = 12
+FINGERPRINT_CHARS = 12
+"""Of a SHA-256, where people read it."""
+
 _COMMIT_CHARS = 12
 
 
@@ -28,7 +30,7 @@ def facts_of_run(
         goodput: content of ``goodput.json``; {} while the run goes on.
         workers: who trained, as ``metrics.jsonl`` says.
     """
-    facts = {"dataset": f"fingerprint {identity.get('dataset', '')[:_FINGERPRINT_CHARS]}"}
+    facts = {"dataset": f"fingerprint {identity.get('dataset', '')[:FINGERPRINT_CHARS]}"}
     if commands:
         facts["dataset"] = f"{commands[-1]['dataset']}, {facts['dataset']}"
     facts["seeds"] = f"train.seed {identity.get('train', {}).get('seed', number(None))}"
@@ -50,8 +52,8 @@ def facts_of_run(
 def facts_of_evaluation(details: Mapping[str, Any]) -> dict[str, str]:
     """Name -> value, for a table; of the content of an evaluation's ``report.json``."""
     return {
-        "bundle": f"{details['bundle']}, fingerprint {details['fingerprint'][:_FINGERPRINT_CHARS]}",
-        "dataset": f"{details['dataset']}, fingerprint {details['dataset_fingerprint'][:_FINGERPRINT_CHARS]}",
+        "bundle": f"{details['bundle']}, fingerprint {details['fingerprint'][:FINGERPRINT_CHARS]}",
+        "dataset": f"{details['dataset']}, fingerprint {details['dataset_fingerprint'][:FINGERPRINT_CHARS]}",
         "split": details["split"],
         "time": seconds(details["wall_s"]),
         **_machine(details["environment"]),

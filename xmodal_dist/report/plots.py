@@ -75,7 +75,7 @@ _SVG_PARTS = re.compile(r'<svg [^>]*viewBox="([^"]*)"[^>]*>')
 _SVG_NOISE = (
     re.compile(
         r' id="([A-Za-z0-9.]+_\d+|image[0-9a-f]+)"'
-    ),  # the same in every figure of a page, and nothing refers to them
+    ),  # the same in every figure; nothing refers to them
     re.compile(r" font-family: [^;]*;"),
     re.compile(r"<style[^>]*>.*?</style>", re.DOTALL),  # would apply to the whole page
 )
@@ -121,6 +121,7 @@ def curves(
                 color=line.color,
                 alpha=0.25 if line.faint else 1.0,
                 linewidth=0.9 if line.faint else 1.7,
+                linestyle="-" if line.faint else _dash(line.color),
                 marker="o" if line.markers or len(x) == 1 else "",
                 markersize=3.5,
                 label="_" if line.faint else line.name,
@@ -138,6 +139,11 @@ def curves(
         if sum(not line.faint for line in series) > 1:
             axes.legend(loc="best")
         return _svg(figure, _told(title, series, percent))
+
+
+def _dash(color: str) -> Any:
+    """So that lines can be told apart without their colours."""
+    return _DASHES[COLOURS.index(color) % len(_DASHES)]
 
 
 def _told(title: str, series: Sequence[Series], percent: bool) -> str:

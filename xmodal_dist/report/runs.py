@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from xmodal_dist.report import plots
+from xmodal_dist.report.environment import FINGERPRINT_CHARS
 from xmodal_dist.report.page import flatten
 from xmodal_dist.report.page import render as render_page
 from xmodal_dist.report.run import Run
@@ -88,6 +89,9 @@ def _charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The settings that are not the same in all runs, with each run's value; a dash where a run has none."""
     flat = [flatten(run.identity) for run in runs]
+    for values in flat:
+        if "dataset" in values:
+            values["dataset"] = values["dataset"][:FINGERPRINT_CHARS]
     names = sorted({name for values in flat for name in values})
     rows = [{"name": name, "values": [values.get(name, "\N{EN DASH}") for values in flat]} for name in names]
     return [row for row in rows if len(set(row["values"])) > 1]
