@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from xmodal_dist.bundle import check_files, load_bundle
@@ -176,6 +177,9 @@ def test_the_run_directory_holds_what_is_promised(alone: TrainResult, tiny_datas
     run = Path(alone.run)
     assert check_files(alone.bundle) == []
     assert list((run / "tensorboard").glob("events.*"))
+    [command, *_] = json.loads((run / "environment.json").read_text())["commands"]
+    assert command["dataset"] == tiny_dataset and command["cluster"]["cpus"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["epochs"] == EPOCHS
     goodput = json.loads((run / "goodput.json").read_text())
     assert goodput["records"] == EPOCHS * 120 and goodput["cpu_s_per_record"] > 0
     assert sum(goodput["stages_s"].values()) == pytest.approx(goodput["wall_s"], rel=0.05)

@@ -26,7 +26,7 @@ from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.train.calibration import calibrate_on
 
-__all__ = ["calibrate", "evaluate", "evaluation_path", "explain", "predict_split"]
+__all__ = ["calibrate", "evaluate", "evaluation_path", "explain", "predict_split", "run_page"]
 
 _NUM_WORST = 20
 _TARGET_PRECISIONS = (0.9, 0.95, 0.98, 0.99)
@@ -90,6 +90,12 @@ def predict_split(
 def evaluation_path(bundle: str, split: str) -> str:
     """Where the evaluation of a bundle is written if nobody says: beside the bundle, in its run."""
     return storage.join(_run_of(bundle), EVALUATIONS, split)
+
+
+def run_page(bundle: str) -> str | None:
+    """The page of the run that a bundle lies in; None if it lies in no run."""
+    run = _run_of(storage.absolute(bundle))
+    return storage.join(run, PAGE_NAME) if is_run(run) else None
 
 
 def _run_of(bundle: str) -> str:

@@ -27,7 +27,9 @@ def evaluate(
 
     output = output or api.evaluation_path(bundle, split)
     metrics = api.evaluate(bundle, data, output, split=split, num_workers=num_workers)
-    show_result(metrics, as_json, lambda: show(*_evaluation_tables(metrics), f"report: {output}/report.html"))
+    page = api.run_page(bundle)
+    places = [f"report: {output}/report.html", *([f"the run's page: {page}"] if page else [])]
+    show_result(metrics, as_json, lambda: show(*_evaluation_tables(metrics), *places))
 
 
 def compare(

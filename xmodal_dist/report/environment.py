@@ -37,7 +37,8 @@ def facts_of_run(
     if commands:
         facts["seeds"] += f"; of the dataset's splits and order {commands[-1]['dataset_seed']}"
     if goodput:
-        facts["time"] = f"{seconds(goodput['wall_s'])} from start to end"
+        part = "of the last command" if len(commands) > 1 else "from start to end"
+        facts["time"] = f"{seconds(goodput['wall_s'])} {part}"
         if goodput.get("cpu_s_per_record") is not None:
             cpu_s = goodput["cpu_s_per_record"] * goodput["records"]
             facts["time"] += f"; {seconds(cpu_s)} of CPU time in workers and readers"

@@ -134,8 +134,8 @@ def _cards(run: Run) -> list[Card]:
             found.append(Card("Validation macro F1", score(best.get("val_macro_f1")), note))
             found.append(Card("Validation loss", score(best.get("val_loss")), note))
     if goodput:
-        epochs = len(training.epochs_of(run.lines))
-        found.append(Card("Training time", seconds(goodput["wall_s"]), f"{epochs} epochs"))
+        note = "the last command" if len(run.commands) > 1 else "from start to end"
+        found.append(Card("Training time", seconds(goodput["wall_s"]), note))
     return found
 
 
