@@ -108,7 +108,9 @@ class Bundle:
         for name, mask in masks.items():
             shown[name] = batch.present & torch.tensor(mask, device=batch.present.device)
         logits = {
-            name: self.model.fuse(features, present, field_logits=field_logits).float()
+            name: self.model.fuse(
+                features, present, field_logits=field_logits, missing=~batch.present
+            ).float()
             for name, present in shown.items()
         }
         probabilities = {

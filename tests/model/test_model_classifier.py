@@ -50,6 +50,18 @@ def test_what_is_missing_has_no_say(fusion: str) -> None:
     assert torch.equal(model(inputs, present).fused, model(other, present).fused)
 
 
+def test_what_a_record_lacks_informs_but_what_is_left_out_does_not() -> None:
+    model = _model("late").eval()
+    assert model.absence is not None
+    nn.init.normal_(model.absence.weight)
+    inputs, present, _ = _batch(20)
+    features = model.encode(inputs, present)
+    left_out = model.fuse(features, present)
+    expected = left_out + model.absence((~present).float())
+    assert torch.allclose(model(inputs, present).fused, expected, atol=1e-6)
+    assert torch.equal(model.fuse(features, present, missing=torch.zeros_like(present)), left_out)
+
+
 def test_encoders_see_only_the_rows_that_have_their_field() -> None:
     model = _model("late")
     inputs, present, keys = _batch(40)
@@ -90,14 +102,15 @@ def test_the_logits_are_made_from_the_embedding(fusion: str) -> None:
     assert embedding.shape == (30, model.fusion.embedding_width)
     logits = model.fuse(features, present)
     if fusion == "late":
-        # Heads differ by field there; with one and the same for all, the logits are its view of the embedding.
+        # Heads differ by field there; with one and the same for all, the logits are its view of the embedding as often
+        # as there are fields, but for a constant of each row.
         for head in model.heads:
             head.load_state_dict(model.heads[0].state_dict())
-        logits = model.fuse(features, present)
-        output = model.heads[0]
+        logits = model.fuse(features, present).log_softmax(dim=1)
+        expected = (model.heads[0](embedding) * present.sum(dim=1, keepdim=True)).log_softmax(dim=1)
     else:
-        output = model.fusion.output
-    assert torch.allclose(output(embedding), logits, atol=1e-5)
+        expected = model.fusion.output(embedding)
+    assert torch.allclose(expected, logits, atol=1e-5)
     hidden = torch.where(present.unsqueeze(-1), features, torch.full_like(features, 1e3))
     assert torch.equal(model.embed(hidden, present), embedding), "what is missing has no say"
 

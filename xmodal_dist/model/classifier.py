@@ -43,6 +43,9 @@ class ModelSettings(Settings):
     """Share of features dropped before each classifier head in training."""
     modality_dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Chance of each present field to be hidden from the fusion in training; never all of a record's."""
+    absence_informs: bool = True
+    """Learn what it says about the class that a record lacks a field; turn it off where what is missing at scoring is
+    missing for other reasons than in training."""
     aux_weight: float = Field(default=0.5, ge=0.0)
     """Weight of each field's own classification loss beside the fused one."""
     balance: Literal["none", "ogm"] = "none"
@@ -101,6 +104,11 @@ class CrossModalClassifier(nn.Module):
             settings.fusion_rank, settings.bottleneck_tokens, settings.fusion_layers,
         )  # fmt: skip
         self.fusion = FUSIONS[settings.fusion](sizes)
+        self.absence = (
+            nn.Linear(len(self.fields), num_classes, bias=False) if settings.absence_informs else None
+        )
+        if self.absence is not None:
+            nn.init.zeros_(self.absence.weight)
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
@@ -128,7 +136,8 @@ class CrossModalClassifier(nn.Module):
         if mixup_share is not None:
             features, shares = mix_features(features, present, shown, mixup_share)
         field_logits = self.field_logits(features, keys)
-        return Output(self.fuse(features, shown, keys, field_logits), field_logits, shares)
+        fused = self.fuse(features, shown, keys, field_logits, missing=~present)
+        return Output(fused, field_logits, shares)
 
     def encode(self, inputs: Mapping[str, Tensors], present: torch.Tensor) -> torch.Tensor:
         """Features [B, M, D]; a missing value's are the field's learned stand-in, and cost its encoder nothing."""
@@ -160,6 +169,7 @@ class CrossModalClassifier(nn.Module):
         present: torch.Tensor,
         keys: torch.Tensor | None = None,
         field_logits: torch.Tensor | None = None,
+        missing: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [B, C] from the fields in ``present``; pass a smaller mask to leave fields out.
 
@@ -168,6 +178,8 @@ class CrossModalClassifier(nn.Module):
             present: [B, M] bool; a row may have none, and still gets finite logits.
             keys: [B] int64 for dropout in training.
             field_logits: [B, M, C] if already computed.
+            missing: [B, M] bool, which fields the records themselves lack, which may inform; what is merely left out
+                does not. None for none.
         """
         features = self._fill(features, present)
         if field_logits is None:
@@ -176,6 +188,8 @@ class CrossModalClassifier(nn.Module):
         unseen = torch.stack([head(self.stand_ins[m]) for m, head in enumerate(self.heads)])
         field_logits = torch.where(present.unsqueeze(-1), field_logits, unseen.to(field_logits.dtype))
         logits: torch.Tensor = self.fusion(features, field_logits, present, keys)
+        if self.absence is not None and missing is not None:
+            logits = logits + self.absence(missing.to(logits.dtype))
         return logits
 
     def embed(self, features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:

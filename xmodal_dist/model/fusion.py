@@ -61,12 +61,16 @@ def _weights(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 class LateFusion(nn.Module):
-    """A learned weighting of the fields' own logits, scaled up with the number of fields that agree."""
+    """A product of the fields' own opinions, each to a learned power: what fields agree on grows with their number.
+
+    The logarithmic opinion pool (Genest and Zidek 1986, "Combining probability distributions", section 3), with the
+    powers of an absent field 0; they begin at 1, which is right for fields that are independent given the class.
+    """
 
     def __init__(self, sizes: FusionSizes) -> None:
         super().__init__()
         self.embedding_width = sizes.width
-        self.scores = nn.Parameter(torch.zeros(sizes.num_fields))
+        self.log_powers = nn.Parameter(torch.zeros(sizes.num_fields))
 
     def forward(
         self,
@@ -77,16 +81,15 @@ class LateFusion(nn.Module):
     ) -> torch.Tensor:
         """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del features, keys
-        return self._average(field_logits, present)
+        opinions = field_logits.float().log_softmax(dim=-1)
+        powers = self.log_powers.exp() * present
+        return (powers.unsqueeze(-1) * opinions).sum(dim=1)
 
     def embed(self, features: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """The fields' features under the weights of their logits [B, D]; no features are shared by all heads here."""
+        """The fields' features under their shares of the powers [B, D]; no features are shared by all heads here."""
         del keys
-        return self._average(features, present)
-
-    def _average(self, values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        weights = _weights(self.scores.expand_as(present), present)
-        return (weights.unsqueeze(-1) * values).sum(dim=1)
+        weights = _weights(self.log_powers.expand_as(present), present)
+        return (weights.unsqueeze(-1) * features).sum(dim=1)
 
 
 class ConcatFusion(nn.Module):
