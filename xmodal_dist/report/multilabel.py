@@ -60,7 +60,8 @@ def cards(metrics: Mapping[str, Any]) -> list[Card]:
 
 def sentence(metrics: Mapping[str, Any]) -> str:
     """The outcome in plain words."""
-    text = f"The mean average precision over {metrics['rows']:,} records is {score(metrics['mean_average_precision'])}"
+    found = score(metrics["mean_average_precision"])
+    text = f"{found} is the mean average precision over {metrics['rows']:,} records"
     gain = metrics["fusion_gain"]
     if gain is None:
         return text + "."

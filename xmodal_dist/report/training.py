@@ -70,7 +70,7 @@ def headline(lines: Sequence[_Line]) -> Headline:
 
 
 _ACCURACY = Headline("val_accuracy", "accuracy")
-_MEAN_AP = Headline("val_mean_average_precision", "mean average precision")
+_MEAN_AP = Headline("val_mean_average_precision", "mean AP")
 
 
 def steps_of(lines: Sequence[_Line]) -> list[_Line]:
