@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ class Records:
     Attributes:
         fields: per field, its decoded arrays, each with leading dimension n; rows of missing values hold zeros.
         present: [n, M] bool, columns in field order.
-        labels: [n] int64 class index; -1 where there is no label.
+        labels: targets of the task (:mod:`xmodal_dist.task`): [n] int64 class index, or [n, C] int8 multi-hot; -1
+            where there is no label.
         weights: [n] float32; 0 marks padding and records that could not be decoded.
         keys: [n] uint64, one per record and epoch: all randomness of a record derives from it.
         ids: [n] int64, position of the record in its split or input (shard order, then row).
@@ -33,7 +35,7 @@ class Records:
 
     fields: dict[str, Arrays]
     present: NDArray[np.bool_]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.integer[Any]]
     weights: NDArray[np.float32]
     keys: NDArray[np.uint64]
     ids: NDArray[np.int64]
@@ -78,7 +80,7 @@ class Batch:
     Attributes:
         inputs: per field, its tensors, each [B, ...].
         present: [B, M] bool, columns in field order.
-        labels: [B] int64, -1 where there is no label.
+        labels: targets of the task, [B] int64 or [B, C] int8; -1 where there is no label.
         weights: [B] float32, 0 for padding.
         keys: [B] int64, bit pattern of the record keys.
         ids: [B] int64, position of the record in its split or input.

@@ -1,7 +1,8 @@
 """A bundle: a directory that is a whole trained model. JSON, safetensors and tokenizer files; nothing that runs code.
 
 ```
-spec.json            version, fields (settings and what was fitted), classes, model settings, where it was trained
+spec.json            version, fields (settings and what was fitted), classes, model settings, where it was trained;
+                     the task, if that is not multiclass
 fields/NAME/FILE     files that a field was fitted with, for example tokenizer.json
 weights.safetensors  parameters by name
 metrics.json         validation metrics of these weights
@@ -20,17 +21,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from xmodal_dist import storage
 from xmodal_dist.batch import Batch
 from xmodal_dist.calibrate import NOTHING, Calibration
-from xmodal_dist.errors import CheckpointError
+from xmodal_dist.errors import CheckpointError, DataError
 from xmodal_dist.modalities.fields import FieldSpec, transform
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.profile import Profile
+from xmodal_dist.task import MULTICLASS, Task, TaskName, task_of
 
 __all__ = [
     "Bundle",
@@ -53,8 +57,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: [B, C] by name of the mask, as the network gives them; ``""`` is with all fields that a record has.
-        probabilities: [B, C] by the same names: softmax of the logits, each record's divided by the temperature of the
-            fields that are both shown and there; of the logits as they are if the bundle is not calibrated.
+        probabilities: [B, C] by the same names: softmax (of multilabel sigmoid) of the logits, each record's divided by
+            the temperature of the fields that are both shown and there; of the logits as they are if the bundle is not
+            calibrated.
         features: [B, M, D] of each field alone; those of the field's stand-in where it is absent.
         embedding: [B, E], what the logits ``""`` were made from.
     """
@@ -80,6 +85,7 @@ class Bundle:
             saved.
         profile: what the training data looked like; None where nobody looked.
         calibration: temperatures of the logits and thresholds; None leaves the logits as they are.
+        task: what its classes mean.
     """
 
     specs: tuple[FieldSpec, ...]
@@ -91,6 +97,7 @@ class Bundle:
     fingerprint: str = ""
     profile: Profile | None = None
     calibration: Calibration | None = None
+    task: Task = MULTICLASS
 
     @torch.inference_mode()
     def predict(self, batch: Batch, masks: Mapping[str, Sequence[bool]]) -> Prediction:
@@ -114,10 +121,29 @@ class Bundle:
             for name, present in shown.items()
         }
         probabilities = {
-            name: (values / self.temperatures(shown[name])).softmax(dim=-1) for name, values in logits.items()
+            name: self.task.probabilities(values / self.temperatures(shown[name]))
+            for name, values in logits.items()
         }
         embedding = self.model.embed(features, batch.present).float()
         return Prediction(logits, probabilities, features.float(), embedding)
+
+    def require_task(self, task: TaskName, dataset: str) -> None:
+        """Refuse a dataset whose labels are of another kind.
+
+        Raises:
+            DataError: they are.
+        """
+        if task != self.task.name:
+            raise DataError(
+                f"{dataset} is {task}, but the model was trained on a {self.task.name} dataset; take another bundle, "
+                f"or pack the source with {'one class a record' if self.task is MULTICLASS else 'lists of classes'}"
+            )
+
+    @property
+    def class_thresholds(self) -> NDArray[np.float32]:
+        """[C] of a multilabel model: from which probability on a record is said to be of each class."""
+        found = self.calibration.class_thresholds if self.calibration is not None else ()
+        return np.array(found or [0.5] * len(self.classes), dtype=np.float32)
 
     def temperatures(self, present: torch.Tensor) -> torch.Tensor | float:
         """What logits are divided by before the softmax, [B, 1], for fields [B, M]; 1 without a calibration."""
@@ -211,6 +237,7 @@ def load_bundle(path: str, device: torch.device | None = None) -> Bundle:
         fingerprint=manifest["fingerprint"],
         profile=Profile.from_json(json.loads(files[_PROFILE])) if _PROFILE in files else None,
         calibration=Calibration.from_json(json.loads(files[_CALIBRATION])) if _CALIBRATION in files else None,
+        task=task_of(spec.get("task", MULTICLASS.name)),
     )
 
 
@@ -269,6 +296,7 @@ def _files(bundle: Bundle) -> Iterator[tuple[str, bytes]]:
         "classes": list(bundle.classes),
         "model": bundle.settings.model_dump(mode="json"),
         "origin": dict(bundle.origin),
+        **({} if bundle.task is MULTICLASS else {"task": bundle.task.name}),
     }
     yield "spec.json", _json(spec)
     for field in bundle.specs:

@@ -7,6 +7,9 @@ A model that sees one field of five is sure in another way than one that sees al
 Few records would let T run away (without an error, to 0). So :data:`PRIOR_ROWS` more are imagined, whose classes are
 drawn as a prior temperature says: for a subset, the T of all subsets together; for that one, 1. The loss stays convex
 in 1/T, and a subset that was never seen takes its prior.
+
+Of multilabel, each class is a choice between two, and a record makes C such choices: a sigmoid is a softmax of two.
+Instead of thresholds to abstain below, each class gets the probability from which on it is said.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xmodal_dist import metrics
+from xmodal_dist import metrics, multilabel
 from xmodal_dist.errors import CheckpointError, DataError, UsageError
+from xmodal_dist.task import MULTICLASS, Task
 
 __all__ = [
     "CONFIDENCE_LEVEL",
@@ -85,7 +89,9 @@ class Calibration:
         pooled: temperature over all subsets together; that of a subset that is not among ``subsets``.
         whole: the records as they are, each with the fields that it has and their temperature; ``temperature`` is
             ``pooled``.
-        cutoffs: of these records, thresholds ascending.
+        cutoffs: of these records, thresholds ascending; none of multilabel.
+        class_thresholds: of multilabel, for each class the probability from which on it is said
+            (:func:`xmodal_dist.multilabel.best_thresholds`); else none.
         dataset: fingerprint of the dataset.
         split: the split that it was fitted on.
     """
@@ -96,6 +102,7 @@ class Calibration:
     cutoffs: tuple[Cutoff, ...]
     dataset: str
     split: str
+    class_thresholds: tuple[float, ...] = ()
 
     def threshold(self, target_precision: float) -> float:
         """The lowest threshold above which predictions are right often enough.
@@ -150,6 +157,7 @@ class Calibration:
             "whole": self.whole._asdict(),
             "subsets": {name: fit._asdict() for name, fit in self.subsets.items()},
             "cutoffs": [list(cutoff) for cutoff in self.cutoffs],
+            **({"class_thresholds": list(self.class_thresholds)} if self.class_thresholds else {}),
         }
 
     @staticmethod
@@ -171,6 +179,7 @@ class Calibration:
             cutoffs=tuple(Cutoff(*cutoff) for cutoff in content["cutoffs"]),
             dataset=content["dataset"],
             split=content["split"],
+            class_thresholds=tuple(content.get("class_thresholds", ())),
         )
 
 
@@ -183,6 +192,7 @@ def fit_calibration(
     *,
     dataset: str,
     split: str,
+    task: Task = MULTICLASS,
 ) -> Calibration:
     """Fit temperatures and thresholds to held-out records.
 
@@ -191,10 +201,11 @@ def fit_calibration(
             records that have all of its fields: of the others the model saw a smaller subset.
         whole: [n, C], with all fields that each record has.
         present: [n, M].
-        truth: [n] class index.
+        truth: targets of the task, of n records.
         fields: M names.
         dataset: fingerprint of the dataset, for the record.
         split: its split, for the record.
+        task: what the classes mean.
 
     Raises:
         DataError: no records.
@@ -203,18 +214,25 @@ def fit_calibration(
         raise DataError(f"the split {split!r} has no record to calibrate on")
     places = {name: [fields.index(f) for f in name.split("+")] if name != NOTHING else [] for name in logits}
     seen = {name: present[:, place].all(axis=1) for name, place in places.items()}
-    parts = {name: (logits[name][rows], truth[rows]) for name, rows in seen.items() if rows.any()}
-    pooled = fit_temperature(list(parts.values()), prior=1.0)
-    temperatures = {name: fit_temperature([part], prior=pooled) for name, part in parts.items()}
-    subsets = {name: _subset_fit(*parts[name], t) for name, t in temperatures.items()}
+    parts = {name: task.choices(logits[name][rows], truth[rows]) for name, rows in seen.items() if rows.any()}
+    choices, chosen = task.choices(whole, truth)
+    per_row = len(chosen) // len(truth)
+    prior_rows = PRIOR_ROWS * per_row
+    pooled = fit_temperature(list(parts.values()), prior=1.0, prior_rows=prior_rows)
+    temperatures = {name: fit_temperature([part], pooled, prior_rows) for name, part in parts.items()}
+    subsets = {name: _subset_fit(task, *parts[name], t, per_row) for name, t in temperatures.items()}
     names = [
         "+".join(f for f, has in zip(fields, row, strict=True) if has) or NOTHING for row in present.tolist()
     ]
     of_record = np.array([temperatures.get(name, pooled) for name in names])
-    summary = _subset_fit(whole, truth, of_record[:, None])
-    probabilities = softmax(whole, of_record[:, None])
-    found = cutoffs(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
-    return Calibration(subsets, pooled, summary._replace(temperature=pooled), found, dataset, split)
+    of_choice = of_record.repeat(per_row)[:, None]
+    summary = _subset_fit(task, choices, chosen, of_choice, per_row)._replace(temperature=pooled)
+    confidence, correct = task.claims(softmax(choices, of_choice), chosen)
+    if task is MULTICLASS:
+        return Calibration(subsets, pooled, summary, cutoffs(confidence, correct), dataset, split)
+    thresholds = multilabel.best_thresholds(truth, confidence.reshape(truth.shape))
+    rounded = tuple(float(f"{threshold:.6g}") for threshold in thresholds)
+    return Calibration(subsets, pooled, summary, (), dataset, split, rounded)
 
 
 def fit_temperature(
@@ -277,12 +295,15 @@ def _centred(logits: _Floats) -> _Floats:
     return centred
 
 
-def _subset_fit(logits: _Floats, truth: _Ints, temperature: float | _Floats) -> SubsetFit:
-    before, after = softmax(logits), softmax(logits, temperature)
-    figures = [
-        f(truth, p) for f in (metrics.expected_calibration_error, metrics.log_loss) for p in (before, after)
-    ]
-    return SubsetFit(float(np.mean(temperature)), len(truth), *(round(figure, 6) for figure in figures))
+def _subset_fit(
+    task: Task, logits: _Floats, truth: _Ints, temperature: float | _Floats, per_row: int
+) -> SubsetFit:
+    """Of choices, ``per_row`` of them a record."""
+    both = (softmax(logits), softmax(logits, temperature))
+    errors = [metrics.calibration_error(metrics.binned(*task.claims(p, truth))) for p in both]
+    figures = [*errors, *(metrics.log_loss(truth, p) * per_row for p in both)]
+    rows = len(truth) // per_row
+    return SubsetFit(float(np.mean(temperature)), rows, *(round(figure, 6) for figure in figures))
 
 
 def cutoffs(confidence: _Floats, correct: _Bools) -> tuple[Cutoff, ...]:

@@ -18,6 +18,9 @@ from xmodal_dist.errors import DataError
 __all__ = [
     "NUM_BINS",
     "all_subsets",
+    "auroc",
+    "binned",
+    "calibration_error",
     "classification_metrics",
     "confusion_matrix",
     "expected_calibration_error",
@@ -125,7 +128,7 @@ def per_class_metrics(
             "recall": _number(recall[c]),
             "f1": float(f1[c]) if support[c] else None,
             "support": int(support[c]),
-            "auroc": _auroc(truth == c, probabilities[:, c]),
+            "auroc": auroc(truth == c, probabilities[:, c]),
         }
         for c, name in enumerate(class_names)
     }
@@ -184,8 +187,12 @@ def reliability_bins(truth: _Ints, probabilities: _Floats, num_bins: int = NUM_B
     Returns:
         ``rows`` per bin, and their mean ``confidence`` and ``accuracy`` (None for an empty bin).
     """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = (probabilities.argmax(axis=1) == truth).astype(np.float64)
+    return binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth, num_bins)
+
+
+def binned(confidence: _Floats, correct: NDArray[np.bool_], num_bins: int = NUM_BINS) -> dict[str, list[Any]]:
+    """:func:`reliability_bins` of n claims: how sure each is, in [0, 1], and whether it is so."""
+    confidence, correct = confidence.astype(np.float64), correct.astype(np.float64)
     bins = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
     rows = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
@@ -203,13 +210,17 @@ def expected_calibration_error(truth: _Ints, probabilities: _Floats, num_bins: i
 
     Algorithm: Guo et al. 2017, "On Calibration of Modern Neural Networks", equal-width bins.
     """
-    bins = reliability_bins(truth, probabilities, num_bins)
+    return calibration_error(reliability_bins(truth, probabilities, num_bins))
+
+
+def calibration_error(bins: Mapping[str, Sequence[Any]]) -> float:
+    """The expected calibration error of some :func:`reliability_bins`."""
     gaps = (
         rows * abs(confidence - accuracy)
         for rows, confidence, accuracy in zip(bins["rows"], bins["confidence"], bins["accuracy"], strict=True)
         if rows
     )
-    return float(sum(gaps) / len(truth))
+    return float(sum(gaps) / sum(bins["rows"]))
 
 
 def withheld_accuracy(
@@ -259,7 +270,8 @@ def _precision_recall_f1(matrix: NDArray[Any]) -> tuple[_Floats, _Floats, _Float
         return hits / predicted, hits / support, 2 * hits / (support + predicted)
 
 
-def _auroc(positive: NDArray[np.bool_], scores: _Floats) -> float | None:
+def auroc(positive: NDArray[np.bool_], scores: _Floats) -> float | None:
+    """Area under the ROC curve; None without both positives and negatives."""
     from sklearn.metrics import roc_auc_score
 
     if positive.all() or not positive.any():

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified
+from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified, stratified_sets
 
 MANY = settings(max_examples=300, deadline=None)
 
@@ -103,3 +103,34 @@ def test_shuffled_is_a_seeded_permutation(count: int, seed: int) -> None:
 def test_nothing_to_split() -> None:
     for empty in (stratified([], (1, 0, 0), 0), grouped([], (1, 0, 0), 0), hashed([], (1, 0, 0), 0)):
         assert empty.shape == (0,)
+
+
+sets_ = st.lists(st.frozensets(st.sampled_from("abcde"), max_size=4).map(tuple), max_size=150)
+
+
+@given(sets_, seeds)
+def test_stratified_sets_gives_every_split_its_share_of_every_class(
+    labels: list[tuple[str, ...]], seed: int
+) -> None:
+    ratio = (0.7, 0.1, 0.2)
+    split_of = stratified_sets(labels, ratio, seed)
+    assert np.array_equal(split_of, stratified_sets(labels, ratio, seed))
+    assert len(split_of) == len(labels) and set(split_of.tolist()) <= {0, 1, 2}
+    for name, size in Counter(name for label in labels for name in label).items():
+        rows = [split for label, split in zip(labels, split_of.tolist(), strict=True) if name in label]
+        assert rows.count(0) >= 1, "a class without a training record"
+        # Classes that come together cannot all be split exactly.
+        assert all(abs(rows.count(i) - share * size) <= 3 + 0.1 * size for i, share in enumerate(ratio))
+
+
+@given(sets_, seeds)
+def test_stratified_sets_leaves_empty_splits_empty(labels: list[tuple[str, ...]], seed: int) -> None:
+    split_of = stratified_sets(labels, (0.8, 0.0, 0.2), seed)
+    assert 1 not in split_of
+
+
+def test_single_labels_are_split_as_exactly_as_classes_are() -> None:
+    labels = [("a",)] * 50 + [("b",)] * 30 + [()] * 20
+    split_of = stratified_sets(labels, (0.8, 0.1, 0.1), 0)
+    assert np.bincount(split_of).tolist() == [80, 10, 10]
+    assert np.bincount(split_of[:50]).tolist() == [40, 5, 5]

@@ -18,9 +18,11 @@ from xmodal_dist.api.files import write_json, write_parquet
 from xmodal_dist.baselines import compare as comparing
 from xmodal_dist.bundle import Bundle, load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
+from xmodal_dist.errors import UsageError
 from xmodal_dist.evaluate import subset_column
 from xmodal_dist.pipeline.rows import one_chunk
 from xmodal_dist.report import comparison as comparison_page
+from xmodal_dist.task import MULTICLASS
 
 __all__ = ["compare"]
 
@@ -50,6 +52,11 @@ def compare(
     """
     bundle, data, output = (storage.absolute(p) for p in (bundle, data, output))
     manifest, model = load_manifest(data), load_bundle(bundle)
+    if model.task is not MULTICLASS:
+        raise UsageError(
+            f"compare is for models of one class a record, and {bundle} is {model.task.name}: the classical baselines "
+            "are not built for label sets; xmodal evaluate shows the prior beside the model"
+        )
     plan = comparing.plan(manifest, split, model.specs, fields, baselines, max_rows)
     predictions = predict_split(bundle, data, output, split, num_workers)
     network = comparing.NetworkPredictions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from xmodal_dist import config as configuration
@@ -26,6 +27,7 @@ def pack(
     *,
     field: Sequence[str | Field] = (),
     label: str | None = None,
+    label_separator: str | None = None,
     id: str | None = None,
     split: str | None = None,
     split_ratio: tuple[float, float, float] | None = None,
@@ -39,7 +41,8 @@ def pack(
         source: CSV, JSONL or Parquet (file, glob, folder), or a folder of class folders.
         dataset: directory or URI to write.
         field: fields as ``NAME=KIND[:COLUMN,...]``; none infers all of them.
-        label: column of the class.
+        label: column of the class, or of a list of classes.
+        label_separator: between the classes of a label where a record may be of several; lists need none.
         id: column of the record's id.
         split: column of the split.
         split_ratio: shares of train, val and test where no column says.
@@ -54,6 +57,8 @@ def pack(
     overrides = list(set)
     if split_ratio is not None:
         overrides.append(f"pack.split_ratio={list(split_ratio)}")
+    if label_separator is not None:
+        overrides.append(f"pack.label_separator={json.dumps(label_separator)}")
     fields = [parse_field(f) if isinstance(f, str) else f for f in field]
     settings = configuration.load(config, overrides).pack
     with ConsoleProgress("packing") as progress:

@@ -13,10 +13,10 @@ import torch
 from xmodal_dist import environment, runtime, storage
 from xmodal_dist.api.files import write_json, write_parquet
 from xmodal_dist.api.reports import DETAILS_NAME, EVALUATIONS, METRICS_NAME, PAGE_NAME, is_run, write_run_page
-from xmodal_dist.bundle import load_bundle, save_bundle, save_calibration
+from xmodal_dist.bundle import Bundle, load_bundle, save_bundle, save_calibration
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import UsageError
-from xmodal_dist.evaluate import evaluate_predictions
+from xmodal_dist.evaluate import Evaluation, evaluate_label_sets, evaluate_predictions
 from xmodal_dist.explain import job as explaining
 from xmodal_dist.report import evaluation as evaluation_page
 from xmodal_dist.report import examples
@@ -24,6 +24,7 @@ from xmodal_dist.report import explanation as explanation_page
 from xmodal_dist.score import job as scoring
 from xmodal_dist.score.ledger import read_predictions
 from xmodal_dist.score.settings import ScoreSettings
+from xmodal_dist.task import MULTILABEL
 from xmodal_dist.train.calibration import calibrate_on
 
 __all__ = ["calibrate", "evaluate", "evaluation_path", "explain", "predict_split", "run_page"]
@@ -52,11 +53,11 @@ def evaluate(
     manifest = load_manifest(data)
     manifest.split_shards(split)
     model = load_bundle(bundle)
+    model.require_task(manifest.task, data)
     predictions = predict_split(
         bundle, data, output, split, num_workers, logits=model.calibration is not None
     )
-    thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
-    outcome = evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
+    outcome = _evaluated(model, predictions)
     details = {
         **{"split": split, "bundle": bundle, "dataset": data, "fingerprint": model.fingerprint},
         "dataset_fingerprint": manifest.fingerprint,
@@ -73,6 +74,13 @@ def evaluate(
     if is_run(run := _run_of(bundle)):
         write_run_page(run)
     return outcome.metrics
+
+
+def _evaluated(model: Bundle, predictions: pa.Table) -> Evaluation:
+    if model.task is MULTILABEL:
+        return evaluate_label_sets(predictions, model.classes, model.class_thresholds, _NUM_WORST)
+    thresholds = model.calibration.thresholds(_TARGET_PRECISIONS) if model.calibration else None
+    return evaluate_predictions(predictions, model.classes, _NUM_WORST, thresholds)
 
 
 def predict_split(

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from xmodal_dist.cli.options import AsJson, Config, Overrides, say, show, show_result
+from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.errors import UsageError, VerificationError
+from xmodal_dist.task import MULTICLASS
 
 __all__ = ["inspect", "pack", "verify"]
 
@@ -20,6 +22,9 @@ def pack(
         typer.Option("--field", metavar="NAME=KIND[:COL,...]", help="A field; none infers all of them."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of the class; default: label.")] = None,
+    label_separator: Annotated[
+        str | None, typer.Option("--label-separator", help="Between the classes of a record of several.")
+    ] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Column of the record's id.")] = None,
     split: Annotated[str | None, typer.Option(help="Column of the split.")] = None,
     split_ratio: Annotated[
@@ -39,6 +44,7 @@ def pack(
         dataset,
         field=field or (),
         label=label,
+        label_separator=label_separator,
         id=id_column,
         split=split,
         split_ratio=_ratio(split_ratio),
@@ -50,7 +56,7 @@ def pack(
     fields = ", ".join(f"{f.name} ({f.kind})" for f in manifest.fields)
     lines = [
         f"{dataset}: {manifest.source_rows} records read = {counts} + {manifest.quarantined_rows} quarantined",
-        f"{len(manifest.classes)} classes; fields: {fields}",
+        f"{_classes(manifest)}; fields: {fields}",
         *manifest.notes,
     ]
     show_result(manifest, as_json, lambda: say("\n".join(lines)))
@@ -82,6 +88,15 @@ def verify(
     show_result(found._asdict(), as_json, lambda: say("\n".join([*found.failed_checks, summary])))
     if found.lost or found.duplicated or found.failed_checks:
         raise VerificationError(f"{path} did not pass: {summary}")
+
+
+def _classes(manifest: Manifest) -> str:
+    named = f"{len(manifest.classes)} classes"
+    if manifest.task == MULTICLASS.name:
+        return named
+    rows = sum(summary.rows for summary in manifest.splits.values())
+    said = sum(sum(summary.classes.values()) for summary in manifest.splits.values())
+    return f"{named}, {said / rows:.2f} a record"
 
 
 def _ratio(text: str | None) -> tuple[float, float, float] | None:

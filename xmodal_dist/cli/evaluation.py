@@ -8,8 +8,28 @@ import typer
 from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, BundlePath, DataPath, NumWorkers, number, show, show_result
+from xmodal_dist.task import MULTICLASS
 
 __all__ = ["calibrate", "compare", "evaluate", "explain"]
+
+_FIGURES = {
+    "multiclass": (
+        ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "ece"),
+        ("accuracy", "macro_f1"),
+    ),
+    "multilabel": (
+        ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy", "auroc", "log_loss", "ece"),
+        ("mean_average_precision", "micro_f1"),
+    ),
+}
+_TITLES = {
+    "mean_average_precision": "mAP",
+    "balanced_accuracy": "balanced",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "ece": "ECE",
+}
 
 
 def evaluate(
@@ -102,19 +122,18 @@ def calibrate(
 
 
 def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
-    whole = Table(
-        "rows", "accuracy", "balanced", "macro F1", "AUROC", "log loss", "ECE", box=None, pad_edge=False
-    )
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "ece")
+    names, short = _FIGURES[metrics.get("task", MULTICLASS.name)]
+    whole = Table("rows", *map(_title, names), box=None, pad_edge=False)
     whole.add_row(str(metrics["rows"]), *(number(metrics[name]) for name in names))
-    parts = Table(
-        "modalities shown", "accuracy", "macro F1", "rows with all of them", box=None, pad_edge=False
-    )
+    titles = ("modalities shown", *map(_title, short), "rows with all of them")
+    parts = Table(*titles, box=None, pad_edge=False)
     for name, values in metrics["per_subset"].items():
-        parts.add_row(
-            name, number(values["accuracy"]), number(values["macro_f1"]), str(values["rows_present"])
-        )
+        parts.add_row(name, *(number(values[figure]) for figure in short), str(values["rows_present"]))
     return [whole, parts]
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def _contributions(found: dict[str, Any]) -> list[Any]:

@@ -16,9 +16,10 @@ from rich.text import Text
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
-from xmodal_dist.dataset.schema import ID
+from xmodal_dist.dataset.schema import ID, LABEL
 from xmodal_dist.dataset.split import SPLITS
 from xmodal_dist.errors import DataError, UsageError
+from xmodal_dist.task import MULTILABEL
 
 __all__ = ["Finding", "Inspection", "inspect_dataset", "render_inspection"]
 
@@ -27,6 +28,11 @@ _FEW_RECORDS = 5
 _SMALL_SPLIT_ROWS = 50
 _LARGE_ROW_GROUP_BYTES = 64 << 20
 _MAX_SHOWN = 40
+_LABEL_SETS = {
+    "cardinality": "classes a record",
+    "without_class": "of no class",
+    "distinct": "different sets",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Inspection:
     Attributes:
         splits: name -> rows.
         classes: name -> split -> rows.
+        label_sets: of a multilabel dataset, split -> ``cardinality`` (classes a record), ``without_class`` (records of
+            none) and ``distinct`` (sets that occur); else empty.
         fields: per field ``name``, ``kind``, ``columns`` and ``missing``: split -> share of its rows.
         shards: per file ``path``, ``rows``, ``row_groups`` and ``bytes``.
         source_rows: records of the source.
@@ -53,6 +61,7 @@ class Inspection:
 
     splits: dict[str, int]
     classes: dict[str, dict[str, int]]
+    label_sets: dict[str, dict[str, float]]
     fields: list[dict[str, Any]]
     shards: list[dict[str, Any]]
     source_rows: int
@@ -84,6 +93,7 @@ def inspect_dataset(dataset: str) -> Inspection:
     return Inspection(
         splits=splits,
         classes={c: {s: v.classes.get(c, 0) for s, v in summaries.items()} for c in manifest.classes},
+        label_sets={s: _label_sets(dataset, manifest, s) for s in splits} if _is_multilabel(manifest) else {},
         fields=[
             {
                 "name": field.name,
@@ -117,6 +127,8 @@ def render_inspection(inspection: Inspection) -> list[Table | Text]:
         classes.add_row(f"... {len(inspection.classes) - _MAX_SHOWN} more classes", *("" for _ in splits))
     classes.add_section()
     classes.add_row("all", *(str(rows) for rows in inspection.splits.values()))
+    for name, title in _LABEL_SETS.items() if inspection.label_sets else ():
+        classes.add_row(title, *(f"{inspection.label_sets[s][name]:.4g}" for s in splits))
     shards = _table("shard", "rows", "row groups", "MiB")
     for shard in inspection.shards[:_MAX_SHOWN]:
         size = f"{shard['bytes'] / (1 << 20):.1f}"
@@ -133,6 +145,26 @@ def render_inspection(inspection: Inspection) -> list[Table | Text]:
     return [fields, classes, shards, *(Text(line) for line in lines)]
 
 
+def _is_multilabel(manifest: Manifest) -> bool:
+    return manifest.task == MULTILABEL.name
+
+
+def _label_sets(dataset: str, manifest: Manifest, split: str) -> dict[str, float]:
+    """Of one split of a multilabel dataset."""
+    found = Counter[tuple[str, ...]](
+        tuple(record[LABEL])
+        for shard in manifest.shards
+        if shard.split == split
+        for record in _records(dataset, shard.path, [LABEL])
+    )
+    classes = sum(len(labels) * rows for labels, rows in found.items())
+    return {
+        "cardinality": classes / max(found.total(), 1),
+        "without_class": found[()],
+        "distinct": len(found),
+    }
+
+
 def _place(split: str) -> int:
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
@@ -145,6 +177,15 @@ def _class_findings(manifest: Manifest) -> list[Finding]:
     findings = []
     train = manifest.splits["train"].classes
     counts = {name: train.get(name, 0) for name in manifest.classes}
+    if _is_multilabel(manifest):
+        findings += [
+            Finding(
+                "warning",
+                f"class {name!r} is that of every training record: there is nothing to learn about it",
+            )
+            for name, count in counts.items()
+            if count == manifest.splits["train"].rows
+        ]
     smallest, largest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[largest] > _IMBALANCE_RATIO * max(counts[smallest], 1):
         findings.append(
@@ -232,7 +273,7 @@ def _records(dataset: str, path: str, columns: list[str]) -> Iterator[dict[str, 
         pq.ParquetFile(handle) as file,
     ):
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group).select(columns).to_pylist()
+            yield from file.read_row_group(group, columns=columns).select(columns).to_pylist()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.schema import Field
 from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.settings import Settings
+from xmodal_dist.task import MULTICLASS, TaskName
 
 __all__ = ["MANIFEST_NAME", "Manifest", "RowGroup", "Shard", "SplitSummary", "load_manifest", "save_manifest"]
 
@@ -38,7 +39,7 @@ class Shard(Settings):
 
 
 class SplitSummary(Settings):
-    """Counts of one split: rows, rows of each class, and for each field the rows that lack it."""
+    """Counts of one split: rows, rows of each class (a row may be of several), and for each field rows that lack it."""
 
     rows: int
     classes: dict[str, int]
@@ -50,6 +51,7 @@ class Manifest(Settings):
 
     Attributes:
         version: version of this format.
+        task: what the label column holds: a class a record, or a list of classes, which may be empty.
         fields: the fields, in the order of ``Batch.present``.
         classes: class names, sorted; a label's index is its place here.
         splits: counts by split name.
@@ -62,6 +64,7 @@ class Manifest(Settings):
     """
 
     version: Literal[1] = 1
+    task: TaskName = MULTICLASS.name
     fields: tuple[Field, ...]
     classes: tuple[str, ...]
     splits: dict[str, SplitSummary]
@@ -93,7 +96,10 @@ class Manifest(Settings):
 
 
 def _canonical(manifest: Manifest) -> str:
-    return json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    content = manifest.model_dump(mode="json")
+    if manifest.task == MULTICLASS.name:  # as before there were others: fingerprints stay what they are
+        del content["task"]
+    return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
 def save_manifest(dataset: str, manifest: Manifest) -> None:

@@ -6,12 +6,22 @@ Every function returns [n] indices into :data:`SPLITS`.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SPLITS", "SPLIT_ALIASES", "Ratio", "grouped", "hashed", "shuffled", "stratified"]
+__all__ = [
+    "SPLITS",
+    "SPLIT_ALIASES",
+    "Ratio",
+    "grouped",
+    "hashed",
+    "shuffled",
+    "stratified",
+    "stratified_sets",
+]
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {
@@ -43,6 +53,51 @@ def stratified(labels: Sequence[str], ratio: Ratio, seed: int) -> NDArray[np.int
         counts, owed = _apportion(len(rows), _shares(ratio), owed)
         order = _generator(seed, f"stratified/{name}").permutation(len(rows))
         split_of[rows[order]] = np.repeat(np.arange(len(SPLITS)), counts)
+    return split_of
+
+
+def stratified_sets(labels: Sequence[Sequence[str]], ratio: Ratio, seed: int) -> NDArray[np.int64]:
+    """Split records of any number of classes so that each class is split by the ratio as nearly as can be.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data"): the
+    class with the fewest records left comes first, for it leaves the least choice; each of its records goes to the
+    split that lacks most of that class, of equals to the one that lacks most records. Records of no class come last. A
+    class's first record goes to train, where train has a share.
+    """
+    names = sorted({name for label in labels for name in label})
+    shares = _shares(ratio)
+    counts = Counter(name for label in labels for name in label)
+    lacking = {name: (shares * counts[name]).tolist() for name in names}
+    room = (shares * len(labels)).tolist()
+    rows_of: dict[str, list[int]] = {name: [] for name in names}
+    order = _generator(seed, "stratified_sets").permutation(len(labels)).tolist()
+    for row in order:
+        for name in labels[row]:
+            rows_of[name].append(row)
+    split_of = np.full(len(labels), -1, dtype=np.int64)
+    splits = [split for split in range(len(SPLITS)) if shares[split] > 0]
+
+    untrained = set(names) if shares[0] > 0 else set[str]()
+
+    def put(row: int, split: int) -> None:
+        if not untrained.isdisjoint(labels[row]):
+            split = 0
+            untrained.difference_update(labels[row])
+        split_of[row] = split
+        room[split] -= 1
+        for name in labels[row]:
+            lacking[name][split] -= 1
+            counts[name] -= 1
+
+    while left := [name for name in names if counts[name]]:
+        rarest = min(left, key=lambda name: counts[name])
+        needs = lacking[rarest]
+        for row in rows_of[rarest]:
+            if split_of[row] < 0:
+                put(row, max(splits, key=lambda split: (needs[split], room[split])))
+    for row in order:
+        if split_of[row] < 0:
+            put(row, max(splits, key=lambda split: room[split]))
     return split_of
 
 

@@ -13,6 +13,7 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, Manifest, Shard, SplitSummary, load_manifest
 from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT
 from xmodal_dist.errors import UsageError
+from xmodal_dist.task import task_of
 
 __all__ = ["VerifyResult", "verify_dataset"]
 
@@ -46,7 +47,8 @@ class _Found:
         """Count the rows of one row group."""
         ids, labels = table.column(ID).to_pylist(), table.column(LABEL).to_pylist()
         self.ids.update(ids)
-        self.classes.update((split, label) for label in labels)
+        task = task_of(manifest.task)
+        self.classes.update((split, name) for label in labels for name in task.classes_of(label))
         for field in manifest.fields:
             absent = table.column(field.columns[0]).is_null().to_numpy()
             for column in field.columns[1:]:

@@ -25,6 +25,7 @@ from xmodal_dist.explain.contributions import by_field, summarise
 from xmodal_dist.explain.sample import choose, predict, read
 from xmodal_dist.explain.views import View
 from xmodal_dist.shapley import shapley_values
+from xmodal_dist.task import MULTICLASS
 
 __all__ = ["Explanation", "Shown", "explain"]
 
@@ -102,6 +103,11 @@ def explain(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, manifest = load_bundle(bundle, device), load_manifest(dataset)
+    if model.task is not MULTICLASS:
+        raise UsageError(
+            f"explain is for models of one class a record, and {bundle} is {model.task.name}; of its predictions, "
+            "--set score.contributions=true gives each field's contribution to the most probable class"
+        )
     found = _see(model, dataset, manifest, split, max_rows, ids, device)
     table = pa.concat_tables(found.tables)
     told = _told(model, found, table)

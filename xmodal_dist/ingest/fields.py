@@ -62,7 +62,7 @@ def find_roles(
         UsageError: a column is not there.
     """
     names = source.table.column_names
-    if label is None and LABEL not in source.columns:
+    if label is None and LABEL not in (*source.columns, *source.lists):
         candidates = _label_candidates(source) or source.columns or ["it has no columns"]
         raise UsageError(
             "the source has no column 'label'; name the column of the class with --label, "
@@ -78,7 +78,8 @@ def find_roles(
         if column in source.byte_columns:
             raise UsageError(f"{what}: column {column!r} holds bytes; store it as text or numbers")
         if column is not None:
-            _require(names, column, what)
+            is_list = what == "--label" and column in source.lists
+            _require([*names, column] if is_list else names, column, what)
     if split_column is None and take_split and SPLIT in names:
         # One that tells some records' split and not others' is taken too, so that it is refused and not ignored.
         values = pc.utf8_lower(as_text(source.table.column(SPLIT))).unique().to_pylist()
@@ -269,7 +270,7 @@ def _uninformative(column: pa.ChunkedArray, values: pa.Array) -> str:
 
 def _determines(source: Source, column: str, label: str) -> bool:
     """True if every value of a category column comes with one label only, and values repeat."""
-    if column in source.byte_columns:
+    if column in source.byte_columns or label not in source.table.column_names:
         return False
     pairs = pa.table(
         {"value": as_text(source.table.column(column)), "label": as_text(source.table.column(label))}

@@ -20,7 +20,7 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, Shard, SplitSummary, save_manifest
 from xmodal_dist.dataset.quarantine import Rejected, check_budget
 from xmodal_dist.dataset.schema import LABEL, Field
-from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified
+from xmodal_dist.dataset.split import SPLITS, Ratio, grouped, hashed, shuffled, stratified, stratified_sets
 from xmodal_dist.dataset.writer import (
     ShardLimits,
     ShardWriter,
@@ -37,6 +37,7 @@ from xmodal_dist.ingest.source import Source, as_text
 from xmodal_dist.ingest.table import find_tables, read_tables
 from xmodal_dist.progress import Report
 from xmodal_dist.settings import Settings
+from xmodal_dist.task import MULTICLASS, Task
 
 __all__ = ["PackSettings", "pack", "read_source"]
 
@@ -50,7 +51,11 @@ class PackSettings(Settings):
     split_ratio: Ratio = (0.8, 0.1, 0.1)
     """Shares of train, val and test where no column tells the split."""
     split_method: Literal["stratified", "grouped", "hash"] = "stratified"
-    """Each class by the ratio; or all records of a group on one side; or by the id, whatever else is in the source."""
+    """Each class by the ratio (as nearly as can be where records are of several); or all records of a group on one
+    side; or by the id, whatever else is in the source."""
+    label_separator: str | None = Setting(None, min_length=1)
+    """What stands between the classes of a label where a record may be of several; lists need none. One that stands
+    alone is a record of no class. None takes each text as one class."""
     group_column: str | None = None
     """Column of the group for ``grouped``; a record without a value is a group of its own."""
     seed: int = 0
@@ -187,14 +192,21 @@ def _plan(
         notes.append(f"{names} had no effect: the splits are those of the column {roles.split!r}")
     if roles.weight is not None:
         notes.append(f"the column {roles.weight!r} is the weight of the records")
-    roster = call_roll(source, roles)
+    roster = call_roll(source, roles, settings.label_separator)
     split_of = _split(source, roster, roles, settings)
-    _require_classes(set(roster.labels) - {None}, roles, rejected=0)
+    known = (label for label in roster.labels if label is not None)
+    classes = {name for label in known for name in roster.task.classes_of(label)}
+    _require_classes(classes, roles, roster.task, rejected=0)
     if (
         not roster.rejected
     ):  # else the train split may be empty because of them, which the quarantine has to tell
         _require_train(int(np.sum(split_of == 0)), roles, rejected=0)
     return _Plan(roles, chosen, roster, split_of, tuple(notes))
+
+
+def _is_of_label(note: str, source: Source, roles: Roles) -> bool:
+    """Whether a note says that the label column is left out: as a list it is no feature, but a label."""
+    return roles.label in source.lists and note.startswith(f"column {roles.label!r} left out:")
 
 
 def _write_dataset(
@@ -205,12 +217,13 @@ def _write_dataset(
     summaries, shards = _write_splits(target, source, plan, settings, rejected, progress)
     _settle(target, rejected, source.rows, settings)
     classes = sorted(set().union(*(summary.classes for summary in summaries.values())))
-    _require_classes(classes, plan.roles, len(rejected))
+    _require_classes(classes, plan.roles, plan.roster.task, len(rejected))
     _require_train(summaries["train"].rows, plan.roles, len(rejected))
     packed = sum(summary.rows for summary in summaries.values())
     assert packed + len(rejected) == source.rows, "records were lost while packing"
     empty = [f"the split {split!r} is empty" for split in SPLITS if not summaries[split].rows]
     return Manifest(
+        task=plan.roster.task.name,
         fields=plan.fields,
         classes=tuple(classes),
         splits=summaries,
@@ -219,7 +232,7 @@ def _write_dataset(
         quarantined_rows=len(rejected),
         has_weights=plan.roster.weights is not None,
         seed=settings.seed,
-        notes=(*source.notes, *plan.notes, *empty),
+        notes=(*(n for n in source.notes if not _is_of_label(n, source, plan.roles)), *plan.notes, *empty),
     )
 
 
@@ -228,19 +241,18 @@ def _settle(target: str, rejected: Sequence[Rejected], rows: int, settings: Pack
     check_budget(rejected, rows, settings.max_bad_fraction, _BUDGET_SETTING)
 
 
-def _require_classes(labels: Collection[str | None], roles: Roles, rejected: int) -> None:
-    """``rejected`` is how many records are left out already."""
-    if len(labels) >= 2:
+def _require_classes(names: Collection[str], roles: Roles, task: Task, rejected: int) -> None:
+    """``rejected`` is how many records are left out already; of label sets, one class can be there or not."""
+    fewest, words = (2, "two or more") if task is MULTICLASS else (1, "one or more")
+    if len(names) >= fewest:
         return
-    what = f"one class only, {next(iter(labels))!r}" if labels else "no label"
+    what = f"one class only, {next(iter(names))!r}" if names else "no label"
     if rejected:
         raise DataError(
             f"without the {rejected} rejected record(s) the label column {roles.label!r} has {what}: a classifier "
-            "needs two or more. The quarantine tells why they were rejected"
+            f"needs {words}. The quarantine tells why they were rejected"
         )
-    raise DataError(
-        f"the label column {roles.label!r} has {what}: a classifier needs two or more. Check --label"
-    )
+    raise DataError(f"the label column {roles.label!r} has {what}: a classifier needs {words}. Check --label")
 
 
 def _require_train(rows: int, roles: Roles, rejected: int) -> None:
@@ -269,7 +281,10 @@ def _split(source: Source, roster: Roster, roles: Roles, settings: PackSettings)
             for row, i in zip(roster.rows, ids, strict=True)
         ]
         return grouped(names, settings.split_ratio, settings.seed)
-    return stratified([roster.labels[row] or "" for row in roster.rows], settings.split_ratio, settings.seed)
+    labels = [roster.task.classes_of(roster.labels[row]) for row in roster.rows]
+    if roster.task is MULTICLASS:
+        return stratified([name for (name,) in labels], settings.split_ratio, settings.seed)
+    return stratified_sets(labels, settings.split_ratio, settings.seed)
 
 
 def _write_splits(
@@ -284,6 +299,7 @@ def _write_splits(
     spooled = [c for field in plan.fields for c in field.columns if c in source.byte_columns]
     shards: list[Shard] = []
     counts = {split: Counter[str]() for split in SPLITS}
+    written = Counter[str]()
     missing = {split: Counter[str]() for split in SPLITS}
     done = source.rows - len(plan.roster.rows)
     limits = ShardLimits(settings.rows_per_row_group, settings.row_group_bytes, settings.shard_bytes)
@@ -306,7 +322,8 @@ def _write_splits(
                     rejected.append(record)
                 else:
                     writer.add(record.values)
-                    counts[split][record.values[LABEL]] += 1
+                    written[split] += 1
+                    counts[split].update(plan.roster.task.classes_of(record.values[LABEL]))
                     missing[split].update(record.missing)
                 if progress is not None:
                     progress(done, len(rejected), source.rows)
@@ -314,7 +331,7 @@ def _write_splits(
     classes = sorted(set().union(*counts.values()))
     summaries = {
         split: SplitSummary(
-            rows=counts[split].total(),
+            rows=written[split],
             classes={name: counts[split][name] for name in classes},
             missing={field.name: missing[split][field.name] for field in plan.fields},
         )

@@ -19,9 +19,11 @@ from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT, Field
 from xmodal_dist.dataset.split import SPLIT_ALIASES, SPLITS
 from xmodal_dist.errors import DataError, DecodeError
 from xmodal_dist.ingest.fields import Roles, cells
+from xmodal_dist.ingest.labels import read_labels
 from xmodal_dist.ingest.media import ByteSpool, fetch
 from xmodal_dist.ingest.source import Source, as_numbers, as_text
 from xmodal_dist.modalities import Modality, load
+from xmodal_dist.task import Label, Task
 
 __all__ = ["Packed", "RecordReader", "Roster", "call_roll"]
 
@@ -32,6 +34,7 @@ class Roster(NamedTuple):
     Attributes:
         rows: [n] rows of the source's table.
         ids: of every row of the table.
+        task: what the labels are.
         labels: of every row of the table; None where the record is rejected.
         weights: of every row of the table, 1.0 where null; None without a weight column.
         declared: [n] index into ``SPLITS`` from the split column, or None without one.
@@ -40,7 +43,8 @@ class Roster(NamedTuple):
 
     rows: NDArray[np.int64]
     ids: list[str]
-    labels: list[str | None]
+    task: Task
+    labels: Sequence[Label | None]
     weights: list[float] | None
     declared: NDArray[np.int64] | None
     rejected: list[Rejected]
@@ -53,14 +57,16 @@ class Packed(NamedTuple):
     missing: tuple[str, ...]
 
 
-def call_roll(source: Source, roles: Roles) -> Roster:
-    """Reject records without id, label or split, with an id seen before, or with an impossible weight.
+def call_roll(source: Source, roles: Roles, label_separator: str | None = None) -> Roster:
+    """Reject records without id, label or split, with an id seen before, or with an impossible weight or label.
+
+    ``label_separator`` stands between the classes of a label; None: the column says what labels are.
 
     Raises:
-        DataError: the split column has values that name no split.
+        DataError: the split column has values that name no split, or some labels are lists and others not.
     """
     ids = _ids(source, roles.id)
-    labels = as_text(source.table.column(roles.label)).to_pylist()
+    task, labels, strange = read_labels(source, roles.label, label_separator)
     splits = _declared(source, roles.split)
     weights = None if roles.weight is None else as_numbers(source.table.column(roles.weight)).to_pylist()
     rejected: list[Rejected] = []
@@ -72,8 +78,13 @@ def call_roll(source: Source, roles: Roles) -> Roster:
             fault = (roles.id or "", "id_missing", "the record has no id")
         elif record_id in first:
             place = first[record_id]
-            where = f"{source.files[source.file_of[place]]} row {source.row_of[place]}"
-            fault = (roles.id or "", "id_duplicate", f"the id {record_id!r} is that of {where} too")
+            fault = (
+                roles.id or "",
+                "id_duplicate",
+                f"the id {record_id!r} is that of {source.place(place)} too",
+            )
+        elif row in strange:
+            fault = (roles.label, "column_type", strange[row])
         elif labels[row] is None:
             fault = (roles.label, "label_missing", "the record has no label")
         elif splits is not None and splits[row] is None:
@@ -94,6 +105,7 @@ def call_roll(source: Source, roles: Roles) -> Roster:
     return Roster(
         rows=np.array(kept, dtype=np.int64),
         ids=[record_id or "" for record_id in ids],
+        task=task,
         labels=labels,
         weights=None if weights is None else [1.0 if w is None else float(w) for w in weights],
         declared=None if declared is None else np.array(declared, dtype=np.int64),
@@ -132,7 +144,7 @@ class RecordReader:
         self._readers = [_field_reader(source, field, spool) for field in fields]
         columns = [(column.name, column.type) for reader in self._readers for column in reader.columns]
         weight = [] if roster.weights is None else [(WEIGHT, pa.float32())]
-        self.schema = pa.schema([(ID, pa.string()), *columns, (LABEL, pa.string()), *weight])
+        self.schema = pa.schema([(ID, pa.string()), *columns, (LABEL, roster.task.label_type), *weight])
 
     def read(self, row: int) -> Packed | Rejected:
         """The record of a row of the source's table, or why it cannot be packed."""

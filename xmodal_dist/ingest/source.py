@@ -6,7 +6,9 @@ Media stay where they are: paths and URIs are fetched, and byte columns read bac
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +40,7 @@ class Source:
         row_of: [n] position of the record in its file, from 0.
         typed: False where every value is text that may mean a number (CSV).
         byte_columns: columns of encoded bytes left in the files, each with a sample of its values.
+        lists: columns in which lists stand, and how to read the values of all records: only a label is read so.
         paths: files to read byte columns from, in the order of ``files``.
         fields: the fields, where the source's form tells them; else they are inferred.
         rejected: records that could not be read.
@@ -51,6 +54,7 @@ class Source:
     row_of: NDArray[np.int64]
     typed: bool = True
     byte_columns: dict[str, pa.Array] = field(default_factory=dict)
+    lists: Mapping[str, Callable[[], list[Any]]] = field(default_factory=dict)
     paths: tuple[str, ...] = ()
     fields: tuple[Field, ...] = ()
     rejected: tuple[Rejected, ...] = ()
@@ -65,6 +69,10 @@ class Source:
     def rows(self) -> int:
         """Records of the source, unreadable ones included."""
         return len(self.row_of) + len(self.rejected)  # a table without columns has no length
+
+    def place(self, row: int) -> str:
+        """Where record ``row`` of the table comes from, in words."""
+        return f"{self.files[self.file_of[row]]} row {self.row_of[row]}"
 
     def reject(self, row: int, record_id: str, column: str, reason: str, message: str) -> Rejected:
         """A rejection of record ``row`` of the table."""

@@ -6,6 +6,7 @@ Small values come into memory; columns of encoded bytes stay in their Parquet fi
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -93,19 +94,24 @@ def read_tables(files: Sequence[str], root: str) -> Source:
         (_read_csv if form == "csv" else _read_jsonl)(storage.read_bytes(p), n)
         for p, n in zip(files, names, strict=True)
     ]
-    columns = {name: None for part in parts for name in part.columns}
-    arrays = {
-        name: _column([v for p in parts for v in p.columns.get(name, [None] * len(p.rows))])
-        for name in columns
+    names_of_columns = {name: None for part in parts for name in part.columns}
+    columns = {
+        name: [v for p in parts for v in p.columns.get(name, [None] * len(p.rows))]
+        for name in names_of_columns
     }
     return Source(
-        table=pa.table(arrays),
+        table=pa.table({name: _column(values) for name, values in columns.items()}),
         files=names,
         folders=folders,
         file_of=np.repeat(np.arange(len(parts)), [len(p.rows) for p in parts]).astype(np.int64),
         row_of=np.array([row for p in parts for row in p.rows], dtype=np.int64),
         typed=form != "csv",
         rejected=tuple(r for p in parts for r in p.rejected),
+        lists={
+            name: functools.partial(_no_empty_text, values)
+            for name, values in columns.items()
+            if any(isinstance(value, list) for value in values)
+        },
     )
 
 
@@ -231,7 +237,7 @@ def _column(values: list[Any]) -> pa.Array:
         json.dumps(v, ensure_ascii=False, sort_keys=True) if isinstance(v, (dict, list)) else v
         for v in values
     ]
-    values = [None if v == "" else v for v in values]
+    values = _no_empty_text(values)
     kinds = {type(v) for v in values if v is not None}
     if not kinds:
         return pa.nulls(len(values), pa.string())
@@ -245,8 +251,13 @@ def _column(values: list[Any]) -> pa.Array:
     )
 
 
+def _no_empty_text(values: list[Any]) -> list[Any]:
+    return [None if v == "" else v for v in values]
+
+
 def _read_parquet(files: Sequence[str], names: tuple[str, ...], folders: tuple[str, ...]) -> Source:
     tables, counts, notes, samples = [], list[int](), dict[str, None](), dict[str, list[pa.Array]]()
+    lists: dict[str, None] = {}
     for path, name in zip(files, names, strict=True):
         try:
             with storage.open_read(path) as handle, pq.ParquetFile(handle) as file:
@@ -259,6 +270,7 @@ def _read_parquet(files: Sequence[str], names: tuple[str, ...], folders: tuple[s
                         notes[f"column {f.name!r} left out: {what}"] = None
                 counts.append(file.metadata.num_rows)
                 tables.append(_normalised(file.read(columns=usable)))
+                lists |= {f.name: None for f in file.schema_arrow if _holds_lists(f.type)}
                 for column in payloads:
                     samples.setdefault(column, []).append(_sample_bytes(file, column))
         except (pa.ArrowException, OSError) as error:
@@ -282,6 +294,7 @@ def _read_parquet(files: Sequence[str], names: tuple[str, ...], folders: tuple[s
         byte_columns={
             name: pa.concat_arrays([pa.array([], pa.binary()), *arrays]) for name, arrays in samples.items()
         },
+        lists={name: functools.partial(_values, files, name) for name in lists},
         paths=tuple(files),
         notes=tuple(notes),
     )
@@ -303,6 +316,23 @@ def _holds_cells(kind: pa.DataType) -> bool:
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     return bool(is_number or is_time or pa.types.is_boolean(kind) or pa.types.is_null(kind) or _is_text(kind))
+
+
+def _values(files: Sequence[str], column: str) -> list[Any]:
+    """A column of some Parquet files as it is, None where a file lacks it."""
+    found: list[Any] = []
+    for path in files:
+        with storage.open_read(path) as handle, pq.ParquetFile(handle) as file:
+            there = column in file.schema_arrow.names
+            rows = file.metadata.num_rows
+            found += file.read(columns=[column])[column].to_pylist() if there else [None] * rows
+    return _no_empty_text(found)
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    """True for lists of cells."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and _holds_cells(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:

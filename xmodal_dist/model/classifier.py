@@ -6,7 +6,7 @@ Legend of tensor shapes: B rows, M fields in field order, D width, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -201,6 +201,17 @@ class CrossModalClassifier(nn.Module):
         """
         embedding: torch.Tensor = self.fusion.embed(self._fill(features, present), present, None)
         return embedding
+
+    def start_from(self, logits: torch.Tensor) -> None:
+        """Let an untrained model say about ``logits`` [C] of every record: the biases of all heads are set to them.
+
+        With rare classes answered one by one, the first epochs go into learning that they are rare otherwise (Lin et
+        al. 2017, arXiv:1708.02002, section 3.3).
+        """
+        outputs = [module for name, module in self.fusion.named_children() if name == "output"]
+        with torch.no_grad():
+            for head in (*self.heads, *outputs):
+                cast(nn.Linear, head).bias.copy_(logits)
 
     def encoder_parameters(self) -> list[list[nn.Parameter]]:
         """Of each field, the parameters that make its features from its inputs and are trained."""

@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from xmodal_dist.model.mixup import Shares, partners
+from xmodal_dist.task import MULTICLASS, Task
 
-__all__ = ["LossSum", "class_balanced_weights", "classification_loss", "weighted_cross_entropy"]
+__all__ = [
+    "LossSum",
+    "class_balanced_weights",
+    "classification_loss",
+    "outcome_weights",
+    "weighted_cross_entropy",
+]
 
 
 class LossSum(NamedTuple):
@@ -41,34 +47,46 @@ def class_balanced_weights(counts: Sequence[int], beta: float) -> list[float]:
     return [weight * len(counts) / sum(weights) for weight in weights]
 
 
+def outcome_weights(
+    counts: Sequence[int], rows: int, *, balanced: bool, beta: float | None
+) -> list[list[float]] | None:
+    """What not having and having each class counts in the loss of a multilabel task, [2][C]; None: all alike.
+
+    Args:
+        counts: [C] records of each class, at least 1.
+        rows: records, N.
+        balanced: having a class counts (N - n) / n times as much as not having it, so that both sides sum to the same.
+        beta: both count by the class's effective number of records (:func:`class_balanced_weights`); None does not.
+    """
+    if beta is not None:
+        weights = class_balanced_weights(counts, beta)
+        return [weights, weights]
+    if balanced:
+        return [[1.0] * len(counts), [max(rows - count, 1) / count for count in counts]]
+    return None
+
+
 def weighted_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
+    task: Task = MULTICLASS,
+    outcome_weights: torch.Tensor | None = None,
 ) -> LossSum:
     """Cross-entropy with label smoothing, or its focal form, summed over rows.
 
-    The focal loss (Lin et al. 2017, arXiv:1708.02002) multiplies the term of each class, -t log p, by (1 - p)^gamma;
-    with gamma 0 it is the cross-entropy.
-
     Args:
         logits: [B, C].
-        labels: [B] int64; the value does not matter where the weight is 0 (padding has -1).
-        weights: [B], 0 = padding; those of classes are in it.
-        label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+        labels: targets of the task; the value does not matter where the weight is 0 (padding has -1).
+        weights: [B], 0 = padding; of multiclass those of classes are in it.
+        label_smoothing: as in :meth:`xmodal_dist.task.Task.losses`, like the other arguments.
         focal_gamma: at least 0.
+        task: what the labels are.
+        outcome_weights: [2, C] of multilabel.
     """
-    classes = labels.clamp(min=0)
-    if focal_gamma:
-        log_p = logits.float().log_softmax(dim=1)
-        # Away from 0, where the root of a small gamma has no gradient.
-        terms = -log_p * (-torch.expm1(log_p)).clamp(min=1e-6).pow(focal_gamma)
-        losses = (1 - label_smoothing) * terms.gather(1, classes[:, None])[:, 0]
-        losses = losses + label_smoothing * terms.mean(dim=1)
-    else:
-        losses = F.cross_entropy(logits.float(), classes, reduction="none", label_smoothing=label_smoothing)
+    losses = task.losses(logits, labels, label_smoothing, focal_gamma, outcome_weights)
     total = (losses * weights).sum()
     return LossSum(total, weights.sum(), total)
 
@@ -84,6 +102,8 @@ def classification_loss(
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
     aux_weight: float = 0.0,
+    task: Task = MULTICLASS,
+    outcome_weights: torch.Tensor | None = None,
 ) -> LossSum:
     """Loss of the fused logits plus ``aux_weight`` times the sum of the present fields' own losses.
 
@@ -91,13 +111,15 @@ def classification_loss(
         fused: [B, C].
         field_logits: [B, M, C].
         present: [B, M] bool.
-        labels: [B] int64, -1 where the weight is 0.
-        weights: [B], 0 = padding; those of classes are in it.
+        labels: targets of the task, -1 where the weight is 0.
+        weights: [B], 0 = padding; of multiclass those of classes are in it.
         shares: of rows that were mixed with their partners; the loss is then that of the own label times its share plus
             that of the partner's label times the rest (Zhang et al. 2018), all with the row's own weight.
         label_smoothing: as in :func:`weighted_cross_entropy`.
         focal_gamma: as in :func:`weighted_cross_entropy`.
         aux_weight: 0 still sends a (zero) gradient to every parameter, as DDP needs.
+        task: what the labels are.
+        outcome_weights: as in :func:`weighted_cross_entropy`.
 
     Returns:
         The sum of both parts and the weight of the fused part.
@@ -105,14 +127,10 @@ def classification_loss(
     num_fields = present.shape[1]
 
     def loss(labels: torch.Tensor, of_fused: torch.Tensor, of_fields: torch.Tensor) -> LossSum:
-        main = weighted_cross_entropy(fused, labels, of_fused, label_smoothing, focal_gamma)
-        aux = weighted_cross_entropy(
-            field_logits.flatten(0, 1),
-            labels.repeat_interleave(num_fields),
-            of_fields.flatten(),
-            label_smoothing,
-            focal_gamma,
-        )
+        how = (label_smoothing, focal_gamma, task, outcome_weights)
+        main = weighted_cross_entropy(fused, labels, of_fused, *how)
+        repeated = labels.repeat_interleave(num_fields, dim=0)
+        aux = weighted_cross_entropy(field_logits.flatten(0, 1), repeated, of_fields.flatten(), *how)
         return LossSum(main.total + aux_weight * aux.total, main.weight, main.total)
 
     field_weights = weights[:, None] * present

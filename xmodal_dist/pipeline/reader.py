@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xmodal_dist import storage
@@ -31,6 +30,7 @@ from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes, unpack_
 from xmodal_dist.pipeline.gather import GatheredRows
 from xmodal_dist.pipeline.rows import read_row_groups, read_rows
 from xmodal_dist.randomness import derive_keys
+from xmodal_dist.task import task_of
 
 __all__ = ["ChunkReader", "FetchedChunk", "Piece"]
 
@@ -154,8 +154,7 @@ class ChunkReader:
         manifest = self.schedule.manifest
         keys = derive_keys(self.schedule.seed, chunk.epoch, shard, row)
         decoded = decode_table(table, self.specs, keys if chunk.augment else None)
-        labels = pc.index_in(table.column(LABEL), self._classes).fill_null(-1)
-        labels = labels.to_numpy().astype(np.int64)
+        labels = task_of(manifest.task).targets(table.column(LABEL), self._classes)
         weights = np.ones(len(row), dtype=np.float32)
         if manifest.has_weights:
             weights = table.column(WEIGHT).to_numpy().astype(np.float32)

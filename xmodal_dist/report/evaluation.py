@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from xmodal_dist.report import environment, plots
+from xmodal_dist.report import environment, multilabel, plots
 from xmodal_dist.report.page import Card, percent, score
 from xmodal_dist.report.page import render as render_page
 
@@ -77,35 +77,42 @@ def render(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
 
 def chapter(split: str, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
     """What the macro ``chapter`` of ``_evaluation.html.j2`` shows; ``details`` may be {}."""
-    names = list(metrics["per_class"])
-    title = split_title(split)
-    matrix, curves = metrics["confusion_matrix"], details.get("curves", {})
+    title, curves = split_title(split), details.get("curves", {})
+    common = {
+        "anchor": f"split-{split}",
+        "title": title,
+        "sentence": sentence(metrics),
+        "metrics": metrics,
+        "all_fields": max(metrics["per_subset"], key=lambda name: name.count("+"), default=None),
+        "ece_before": (metrics.get("uncalibrated") or {}).get("ece"),
+        "worst": [_shown(Example(**item)) for item in details.get("worst", [])],
+        "has_details": bool(details),
+        "label_sets": multilabel.is_of_label_sets(metrics),
+    }
+    if common["label_sets"]:
+        return common | multilabel.chapter(metrics, curves, title)
+    names, matrix = list(metrics["per_class"]), metrics["confusion_matrix"]
     classes = sorted(
         ({"name": name, **values} for name, values in metrics["per_class"].items()),
         key=lambda c: (c["f1"] is None, c["f1"] or 0.0),
     )
     return {
-        "anchor": f"split-{split}",
-        "title": title,
-        "sentence": sentence(metrics),
-        "metrics": metrics,
+        **common,
         "confusion": plots.confusion(matrix, names, f"{title}: confusion matrix"),
         "confusions": _confusions(matrix, names),
         "classes": classes[:_MAX_CLASSES],
         "num_classes": len(classes),
-        "all_fields": max(metrics["per_subset"], key=lambda name: name.count("+"), default=None),
-        "ece_before": (metrics.get("uncalibrated") or {}).get("ece"),
         "withheld": _withheld(metrics, title),
         "abstention": metrics.get("abstention", []),
         **_figures(curves, title),
         "num_errors": metrics["rows"] - sum(row[i] for i, row in enumerate(matrix)),
-        "worst": [_shown(Example(**item)) for item in details.get("worst", [])],
-        "has_details": bool(details),
     }
 
 
 def cards(metrics: Mapping[str, Any]) -> list[Card]:
     """The headline figures."""
+    if multilabel.is_of_label_sets(metrics):
+        return multilabel.cards(metrics)
     raw = metrics.get("uncalibrated")
     before = f"{score(raw['ece'], 4)} before calibration" if raw else "calibration error"
     return [
@@ -125,6 +132,8 @@ def split_title(split: str) -> str:
 
 def sentence(metrics: Mapping[str, Any]) -> str:
     """The outcome in plain words."""
+    if multilabel.is_of_label_sets(metrics):
+        return multilabel.sentence(metrics)
     rows, gain = metrics["rows"], metrics["fusion_gain"]
     text = f"{percent(metrics['accuracy'])} of {rows:,} records are classified right"
     if gain is None:

@@ -17,6 +17,9 @@ from xmodal_dist.report.page import render as render_page
 __all__ = ["Run", "render"]
 
 
+_VALIDATED = ("accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1", "subset_accuracy")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as it is on disk.
@@ -43,12 +46,17 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The epoch of the highest validation accuracy, else the last; {} before the first."""
-        epochs = training.epochs_of(self.lines)
-        validated = [line for line in epochs if line.get("val_accuracy") is not None]
+        """The epoch of the highest validation accuracy (or mean average precision), else the last; {} before any."""
+        epochs, key = training.epochs_of(self.lines), self.headline.key
+        validated = [line for line in epochs if line.get(key) is not None]
         if validated:
-            return max(validated, key=lambda line: float(line["val_accuracy"]))
+            return max(validated, key=lambda line: float(line[key]))
         return epochs[-1] if epochs else {}
+
+    @property
+    def headline(self) -> training.Headline:
+        """The validation figure that it is known by."""
+        return training.headline(self.lines)
 
     @property
     def splits(self) -> list[str]:
@@ -74,7 +82,7 @@ def render(run: Run) -> str:
         cards=_cards(run),
         nav=_nav(chapters),
         learning=training.learning(run.lines),
-        best_epoch=run.best.get("epoch") if run.best.get("val_accuracy") is not None else None,
+        best_epoch=run.best.get("epoch") if run.best.get(run.headline.key) is not None else None,
         figures=_figures(run),
         chapters=chapters,
         speed=training.speed(run.lines, run.goodput) if run.goodput else None,
@@ -123,13 +131,13 @@ def _cards(run: Run) -> list[Card]:
     if run.splits:
         split = evaluation.split_title(run.splits[0])
         metrics = run.evaluations[run.splits[0]]
-        accuracy, *others = evaluation.cards(metrics)
+        first, *others = evaluation.cards(metrics)
         rows = f"{metrics['rows']:,} records, {len(metrics['per_class']):,} classes"
-        found = [Card(f"{split} accuracy", accuracy.value, rows), *others]
+        found = [Card(f"{split} {first.label.lower()}", first.value, rows), *others]
         found = [card for card in found if card.label not in ("AUROC", "Log loss")]
-    if best.get("val_accuracy") is not None:
+    if best.get(run.headline.key) is not None:
         note = f"best, after epoch {best['epoch']}"
-        found.append(Card("Validation accuracy", percent(best["val_accuracy"]), note))
+        found.append(Card(f"Validation {run.headline.name}", percent(best[run.headline.key]), note))
         if not run.splits:
             found.append(Card("Validation macro F1", score(best.get("val_macro_f1")), note))
             found.append(Card("Validation loss", score(best.get("val_loss")), note))
@@ -145,8 +153,8 @@ def _figures(run: Run) -> list[dict[str, Any]]:
         {"name": evaluation.split_title(split), "average_precision": None, **run.evaluations[split]}
         for split in run.splits
     ]
-    if run.best.get("val_accuracy") is not None:
-        names = ("rows", "accuracy", "balanced_accuracy", "macro_f1")
+    if run.best.get(run.headline.key) is not None:
+        names = ("rows", *_VALIDATED, "macro_f1")
         unknown = dict.fromkeys(("average_precision", "auroc", "log_loss", "ece"))
         values = {name: run.best.get(f"val_{name}") for name in names}
         rows.append({"name": f"Validation while training, epoch {run.best['epoch']}", **unknown, **values})

@@ -28,13 +28,14 @@ def render(runs: Sequence[Run]) -> str:
     Returns:
         One self-contained HTML page.
     """
-    ordered = sorted(runs, key=lambda run: -(run.best.get("val_accuracy") or 0.0))
+    ordered = sorted(runs, key=lambda run: -(run.best.get(run.headline.key) or 0.0))
     splits = list(dict.fromkeys(split for run in ordered for split in run.evaluations))
     return render_page(
         "runs",
         title="Runs compared",
         run={"runs": f"{len(ordered):,}"},
         cards=[],
+        figure=_figure(ordered),
         rows=[_row(run, splits) for run in ordered],
         splits=splits,
         charts=_charts(ordered[:_MAX_DRAWN]),
@@ -49,10 +50,11 @@ def _row(run: Run, splits: Sequence[str]) -> dict[str, Any]:
     best, figures = run.best, []
     for split in splits:
         metrics = run.evaluations.get(split, {})
-        figures.append({name: metrics.get(name) for name in ("accuracy", "macro_f1", "ece")})
+        own = {name: metrics.get(name) for name in ("macro_f1", "ece")}
+        figures.append(own | {"accuracy": metrics.get("accuracy", metrics.get("mean_average_precision"))})
     return {
         "name": run.name,
-        "val_accuracy": best.get("val_accuracy"),
+        "val_accuracy": best.get(run.headline.key),
         "val_macro_f1": best.get("val_macro_f1"),
         "val_loss": best.get("val_loss"),
         "epoch": best.get("epoch"),
@@ -65,25 +67,31 @@ def _row(run: Run, splits: Sequence[str]) -> dict[str, Any]:
 
 def _charts(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
     """Title and figure of each chart that there is data for."""
+    title = f"Validation {_figure(runs)}"
     charts: dict[tuple[str, str], list[plots.Series]] = {
-        ("Validation accuracy", "epoch"): [],
+        (title, "epoch"): [],
         ("Validation loss", "epoch"): [],
         ("Training loss, smoothed", "step"): [],
     }
     for run, colour in zip(runs, plots.COLOURS, strict=False):
         epochs = epochs_of(run.lines)
-        for title, name in (("Validation accuracy", "val_accuracy"), ("Validation loss", "val_loss")):
+        for what, name in ((title, run.headline.key), ("Validation loss", "val_loss")):
             line = plots.Series(run.name, *points(epochs, "epoch", name), colour, markers=True)
-            charts[title, "epoch"].append(line)
+            charts[what, "epoch"].append(line)
         step, loss = points(steps_of(run.lines), "step", "loss")
         charts["Training loss, smoothed", "step"].append(
             plots.Series(run.name, step, plots.smoothed(loss), colour)
         )
     return [
-        (title, plots.curves(title, drawn, x_label, percent=title == "Validation accuracy"))
-        for (title, x_label), series in charts.items()
+        (what, plots.curves(what, drawn, x_label, percent=what == title))
+        for (what, x_label), series in charts.items()
         if (drawn := [line for line in series if line.x])
     ]
+
+
+def _figure(runs: Sequence[Run]) -> str:
+    """What the runs are known by."""
+    return " or ".join(dict.fromkeys(run.headline.name for run in runs))
 
 
 def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:

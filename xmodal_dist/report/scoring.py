@@ -68,7 +68,7 @@ def render(
     """
     labels, quarantine = manifest.get("label_counts", {}), manifest.get("quarantine", {})
     confidence = manifest.get("confidence_counts", ())
-    rows_scored, rows_quarantined = sum(labels.values()), sum(quarantine.values())
+    rows_scored, rows_quarantined = manifest.get("rows_ok", sum(labels.values())), sum(quarantine.values())
     rows_in = manifest.get("rows_in", rows_scored + rows_quarantined)
     shifts = None if drift is None else [_shift(row) for row in drift]
     happened = Counter(event["event"] for event in events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -12,7 +12,7 @@ from xmodal_dist.dataset.order import WELL_MIXED
 from xmodal_dist.report import plots
 from xmodal_dist.report.page import Bar, Card, bars, number, percent, seconds
 
-__all__ = ["epochs_of", "learning", "points", "speed", "steps_of"]
+__all__ = ["Headline", "epochs_of", "headline", "learning", "points", "speed", "steps_of"]
 
 _Line = Mapping[str, Any]
 
@@ -31,6 +31,7 @@ def learning(lines: Sequence[_Line]) -> dict[str, Any]:
         "charts": _charts(steps, epochs),
         "num_not_finite": sum(not _finite(line.get("loss")) for line in steps),
         "epochs": epochs,
+        "headline": headline(lines),
     }
 
 
@@ -53,6 +54,23 @@ def speed(lines: Sequence[_Line], goodput: Mapping[str, Any]) -> dict[str, Any]:
         "stages": _stages(goodput),
         "throughput": plots.curves("Throughput in records a second", series, "step") if at else None,
     }
+
+
+class Headline(NamedTuple):
+    """The validation figure that a run is known by: its key in an epoch's line, and its name."""
+
+    key: str
+    name: str
+
+
+def headline(lines: Sequence[_Line]) -> Headline:
+    """Accuracy; of a multilabel run mean average precision."""
+    label_sets = any("val_mean_average_precision" in line for line in lines)
+    return _MEAN_AP if label_sets else _ACCURACY
+
+
+_ACCURACY = Headline("val_accuracy", "accuracy")
+_MEAN_AP = Headline("val_mean_average_precision", "mean AP")
 
 
 def steps_of(lines: Sequence[_Line]) -> list[_Line]:
@@ -125,6 +143,7 @@ def _charts(steps: Sequence[_Line], epochs: Sequence[_Line]) -> list[tuple[str, 
         ],
         ("Validation", "epoch"): [
             plots.Series("accuracy", *points(epochs, "epoch", "val_accuracy"), markers=True),
+            plots.Series("mean AP", *points(epochs, "epoch", "val_mean_average_precision"), markers=True),
             plots.Series("macro F1", *points(epochs, "epoch", "val_macro_f1"), plots.ORANGE, markers=True),
         ],
         ("Learning rate", "step"): [plots.Series("rate", *points(steps, "step", "learning_rate"))],

@@ -86,8 +86,9 @@ class Footer(Settings):
         ids: sum modulo 2^128 of the hashes of the ids of the rows read, hexadecimal; order does not matter.
         quarantine: the file of rejected records; None if there are none.
         files: of a partitioned output, the files of predictions; else empty: the part is the file.
-        labels: predicted class -> rows.
-        confidence: rows by equal-width bin, :data:`CONFIDENCE_BINS` of them, of the predicted class's probability.
+        labels: predicted class -> rows; a row of several counts for each.
+        confidence: rows by equal-width bin, :data:`CONFIDENCE_BINS` of them, of the predicted class's probability (of
+            multilabel the most probable class's).
         present: field -> rows in which it was there.
         reasons: reason code -> rejected rows.
         profile: counts of the fields' measures, as :mod:`xmodal_dist.profile` writes them; empty without a profile.
@@ -171,7 +172,7 @@ class ScoreManifest(Settings):
         rows_in: rows of the input.
         rows_ok: predictions.
         rows_bad: rows in the quarantine.
-        label_counts: predicted class -> rows, every class named.
+        label_counts: predicted class -> rows, every class named; a row of several classes counts for each.
         confidence_counts: rows by equal-width bins over [0, 1].
         present_counts: field -> rows in which it was there.
         quarantine: reason code -> rows.

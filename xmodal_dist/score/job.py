@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from xmodal_dist.score.plan import Plan
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.source import Need, input_schema, is_of_same_files, make_plan, needs_of
 from xmodal_dist.score.tally import Tally
+from xmodal_dist.task import MULTILABEL
 from xmodal_dist.version import __version__
 
 __all__ = ["Run", "ScoreResult", "prepare", "retry", "score"]
@@ -201,7 +202,8 @@ def _needs(bundle: Bundle, settings: ScoreSettings) -> list[Need]:
     needs.append(Need(settings.id_column or ID, "the output's id", name_it, "names", optional=is_default))
     if settings.evaluation:
         remedy = f"give an input with the true class in the column {LABEL!r}"
-        needs.append(Need(LABEL, "evaluation", remedy, "names"))
+        holds: Literal["lists", "names"] = "lists" if bundle.task is MULTILABEL else "names"
+        needs.append(Need(LABEL, "evaluation", remedy, holds))
     needs += [Need(c, "--set score.passthrough", "leave it out there") for c in settings.passthrough]
     return needs
 

@@ -10,6 +10,7 @@ from xmodal_dist.bundle import Bundle, subsets
 from xmodal_dist.errors import UsageError
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.shapley import coalition_masks, shapley_values
+from xmodal_dist.task import MULTILABEL
 
 __all__ = [
     "ABSTAINED",
@@ -18,6 +19,7 @@ __all__ = [
     "EMBEDDING",
     "EMBEDDING_PREFIX",
     "FEATURES",
+    "LABELS",
     "LOGITS",
     "PROBABILITIES",
     "SUBSET_PREFIX",
@@ -34,6 +36,8 @@ COALITIONS, CONTRIBUTIONS = "coalitions", "contributions"
 """What every set of fields says of the predicted class, [n, 2^M], and what comes of it: a Shapley value a field."""
 SUBSET_PREFIX = "subset:"
 EMBEDDING_PREFIX = "embedding:"
+LABELS = "labels"
+"""Column of a multilabel output: the classes whose probability reaches their threshold, the most probable first."""
 ABSTAINED = "(abstained)"
 """Stands for no label where labels are counted."""
 
@@ -50,6 +54,12 @@ def output_schema(
         raise UsageError(
             "score.abstain_below (or target_precision) leaves records without a label, and evaluation needs all of them"
         )
+    multilabel = bundle.task is MULTILABEL
+    if multilabel and settings.abstain_below is not None:
+        raise UsageError(
+            "score.abstain_below is for models of one class a record; of this multilabel one each class has a "
+            "threshold, and a record that reaches none has no label"
+        )
     if settings.contributions:
         coalition_masks(len(bundle.specs))  # refuses too many fields before anything is scored
     all_classes = _vectors(len(bundle.classes))
@@ -57,7 +67,8 @@ def output_schema(
     names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
     if settings.evaluation and not id_column:
         names = [("id", pa.string()), *names]
-    columns = [*names, ("label", pa.string()), ("probability", pa.float32())]
+    label = (LABELS, MULTILABEL.label_type) if multilabel else ("label", pa.string())
+    columns = [*names, label, ("probability", pa.float32())]
     if settings.abstain_below is not None:
         columns.append(("abstained", pa.bool_()))
     if settings.top_k:
@@ -76,7 +87,10 @@ def output_schema(
     if settings.contributions:
         columns.append((CONTRIBUTIONS, pa.struct([(spec.name, pa.float32()) for spec in bundle.specs])))
     if settings.evaluation:
-        columns += [("truth", pa.string()), *((name, all_classes) for name in subset_names(bundle))]
+        columns += [
+            ("truth", bundle.task.label_type),
+            *((name, all_classes) for name in subset_names(bundle)),
+        ]
     taken = {name for name, _ in columns}
     for name in settings.passthrough:
         if name in taken:
@@ -96,6 +110,11 @@ def abstaining(bundle: Bundle, settings: ScoreSettings) -> ScoreSettings:
     target = settings.target_precision
     if target is None:
         return settings
+    if bundle.task is MULTILABEL:
+        raise UsageError(
+            f"score.target_precision={target:g} is for models of one class a record; of this multilabel one each class "
+            "has a threshold, and a record that reaches none has no label"
+        )
     if settings.abstain_below is not None:
         raise UsageError(
             f"score.target_precision={target:g} and score.abstain_below={settings.abstain_below:g} both say when to "
@@ -137,6 +156,7 @@ def prediction_columns(
     if settings.abstain_below is not None:
         abstained = best[:, 0] < settings.abstain_below
     columns = {
+        **({LABELS: _label_sets(bundle, fused)} if bundle.task is MULTILABEL else {}),
         "label": classes.take(pa.array(top[:, 0], mask=abstained)),
         "probability": pa.array(best[:, 0]),
         "abstained": pa.array(abstained),
@@ -158,6 +178,13 @@ def prediction_columns(
         columns[CONTRIBUTIONS] = pa.StructArray.from_arrays(parts, [spec.name for spec in bundle.specs])
     plain = {name: vectors for name, vectors in values.items() if name not in (FEATURES, COALITIONS)}
     return columns | {name: _fixed(vectors) for name, vectors in plain.items()}
+
+
+def _label_sets(bundle: Bundle, probabilities: NDArray[np.float32]) -> pa.Array:
+    """The classes that each of n records is said to be of."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    said = np.take_along_axis(probabilities >= bundle.class_thresholds, order, axis=1)
+    return _lists(pa.array(bundle.classes, pa.string()).take(pa.array(order[said])), said.sum(axis=1))
 
 
 def _top(probabilities: NDArray[np.float32], count: int) -> NDArray[np.int64]:

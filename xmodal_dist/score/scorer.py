@@ -21,6 +21,7 @@ from xmodal_dist.score.ids import id_list, id_texts, row_ids
 from xmodal_dist.score.outputs import prediction_columns
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.predictor import Predicted, Predictor
+from xmodal_dist.task import MULTILABEL
 
 __all__ = ["ScoredBatch", "Scorer", "ids_of"]
 
@@ -93,7 +94,9 @@ class Scorer:
             columns["id"] = pa.array(row_ids(unit.path, places.tolist()), pa.string())
         columns |= {"source": pa.repeat(unit.path, len(good)), "row": pa.array(places)}
         if job.label_column is not None:
-            columns["truth"] = id_texts(rows.column(job.label_column))
+            truth = rows.column(job.label_column)
+            task = self._bundle.task
+            columns["truth"] = truth.cast(task.label_type) if task is MULTILABEL else id_texts(truth)
         columns |= {name: rows.column(name) for name in job.settings.passthrough}
         return pa.table([columns[name] for name in job.schema.names], schema=job.schema)
 

@@ -42,14 +42,15 @@ class Need(NamedTuple):
         column: its name in the files.
         use: what reads it, for messages.
         remedy: what to change where it is absent.
-        holds: ``media`` if its values must be bytes, paths or URIs; ``names`` if they must be text or numbers.
+        holds: ``media`` if its values must be bytes, paths or URIs; ``names`` if they must be text or numbers;
+            ``lists`` if they must be lists of text.
         optional: True if all files may lack it; some may not.
     """
 
     column: str
     use: str
     remedy: str
-    holds: Literal["media", "names", "anything"] = "anything"
+    holds: Literal["media", "names", "lists", "anything"] = "anything"
     optional: bool = False
 
 
@@ -268,11 +269,17 @@ def _check_columns(path: str, schema: pa.Schema, needs: Sequence[Need]) -> None:
             expected = "bytes, paths or URIs"
         elif need.holds == "names" and (pa.types.is_nested(kind) or holds_bytes(kind)):
             expected = "text or numbers"
+        elif need.holds == "lists" and not _holds_names(kind):
+            expected = "lists of classes"
         else:
             continue
         raise UsageError(
             f"{path}: column {need.column!r} is {kind}, but {need.use} needs {expected}; {need.remedy}"
         )
+
+
+def _holds_names(kind: pa.DataType) -> bool:
+    return bool((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and holds_text(kind.value_type))
 
 
 def _check_types(

@@ -26,7 +26,7 @@ from xmodal_dist.score.decoding import Decoding, TaskDecoding, ThreadDecoding
 from xmodal_dist.score.formats import CONFIDENCE_BINS, Footer, Receipt, to_json
 from xmodal_dist.score.ids import IdHash
 from xmodal_dist.score.isolation import IsolatedScorer
-from xmodal_dist.score.outputs import ABSTAINED
+from xmodal_dist.score.outputs import ABSTAINED, LABELS
 from xmodal_dist.score.plan import Unit
 from xmodal_dist.score.pool import Pool
 from xmodal_dist.score.predictor import Predictor
@@ -246,14 +246,16 @@ class _Attempt:
             stop=unit.stop,
             rows_ok=table.num_rows,
             rows_bad=len(rejected),
-            labels=_counts(table.column("label")),
+            labels=_counts(table),
             confidence=tuple(bins.tolist()),
             reasons=dict(Counter(r.reason for r in rejected)),
             **seen,
         )
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Label -> rows."""
+def _counts(table: pa.Table) -> dict[str, int]:
+    """Label -> rows; a row of several labels counts for each."""
+    several = LABELS in table.column_names
+    column = pc.list_flatten(table.column(LABELS)) if several else table.column("label")
     found = pc.value_counts(pc.fill_null(column, ABSTAINED)).to_pylist()
     return {value["values"]: value["counts"] for value in found}

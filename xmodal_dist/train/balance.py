@@ -1,8 +1,8 @@
 """A defence against one field drowning the others: on-the-fly gradient modulation (Peng et al. 2022, arXiv:2203.15332).
 
 A field that learns fast soon explains the labels, and the others get no gradient to learn from. The field's discrepancy
-r is the mean probability that its own head gives to the true class in this step, over the mean of that of the other
-fields. Where r is above 1, its encoder is slowed by the factor 1 - tanh(alpha (r - 1)).
+r is the mean probability that its own head gives to the true class (or classes) in this step, over the mean of that of
+the other fields. Where r is above 1, its encoder is slowed by the factor 1 - tanh(alpha (r - 1)).
 
 Where this differs from the paper, it is for a reason. There, r is of two fields, and the factor is 1 - tanh(alpha r),
 which jumps at r = 1. There, the factor multiplies gradients of SGD; AdamW divides a gradient by its own size and would
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from xmodal_dist.batch import Batch
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
+from xmodal_dist.task import MULTICLASS, Task
 
 __all__ = ["Balance"]
 
@@ -39,9 +40,13 @@ class Balance:
         settings: ``balance`` and ``balance_alpha``.
         num_fields: M.
         device: that of the batches.
+        task: what their labels are.
     """
 
-    def __init__(self, settings: ModelSettings, num_fields: int, device: torch.device) -> None:
+    def __init__(
+        self, settings: ModelSettings, num_fields: int, device: torch.device, task: Task = MULTICLASS
+    ) -> None:
+        self._task = task
         self._active = settings.balance != "none" and num_fields > 1
         self._alpha = settings.balance_alpha
         self._sums = torch.zeros(2, num_fields, dtype=torch.int64, device=device)
@@ -51,9 +56,8 @@ class Balance:
         if not self._active:
             return
         with torch.no_grad():
-            classes = batch.labels.clamp(min=0)[:, None, None].expand(-1, field_logits.shape[1], 1)
-            probabilities = field_logits.detach().float().softmax(dim=-1).gather(-1, classes).squeeze(-1)
-            counted = batch.present & (batch.labels >= 0)[:, None]
+            probabilities, usable = self._task.truth_probability(field_logits.detach(), batch.labels)
+            counted = batch.present & usable[:, None]
             units = (probabilities * _UNIT).round().to(torch.int64) * counted
             self._sums += torch.stack([units.sum(dim=0), counted.sum(dim=0)])
 

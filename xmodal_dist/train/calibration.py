@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,13 +38,13 @@ class Observed(NamedTuple):
 
     Attributes:
         ids: [n] int64.
-        truth: [n] int64 class index.
+        truth: targets of the task.
         present: [n, M] bool.
         logits: [n, S + 1, C] float32, by mask; the last one shows all fields that a record has.
     """
 
     ids: NDArray[np.int64]
-    truth: NDArray[np.int64]
+    truth: NDArray[np.integer[Any]]
     present: NDArray[np.bool_]
     logits: NDArray[np.float32]
 
@@ -80,7 +80,7 @@ def observe(
     found = [
         Observed(
             np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
+            bundle.task.no_targets(len(bundle.classes)),
             np.zeros((0, len(bundle.specs)), np.bool_),
             np.zeros((0, *width), np.float32),
         )
@@ -93,7 +93,7 @@ def observe(
                 logits = torch.stack([said[name] for name in (*masks, "")], dim=1).cpu().numpy()
                 truth = rows.labels.cpu().numpy()
                 # Padding and records that could not be decoded have no label; scoring rejects what is not finite.
-                kept = (truth >= 0) & np.isfinite(logits).all(axis=(1, 2))
+                kept = bundle.task.labelled(truth) & np.isfinite(logits).all(axis=(1, 2))
                 values = (rows.ids.numpy(), truth, rows.present.cpu().numpy(), logits)
                 found.append(Observed(*(value[kept] for value in values)))
     return _joined(found)
@@ -114,6 +114,7 @@ def fit_observed(bundle: Bundle, found: Sequence[Observed], dataset: str, split:
         [spec.name for spec in bundle.specs],
         dataset=dataset,
         split=split,
+        task=bundle.task,
     )
 
 
@@ -133,6 +134,7 @@ def calibrate_on(
         DataError: the split has no record that can be used, or a class that the model does not know.
     """
     manifest.split_shards(split)
+    bundle.require_task(manifest.task, dataset)
     rows_by_class = manifest.splits[split].classes
     unknown = sorted(name for name, rows in rows_by_class.items() if rows and name not in bundle.classes)
     if unknown:

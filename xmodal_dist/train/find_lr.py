@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from xmodal_dist.batch import Batch
-from xmodal_dist.bundle import build_model
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import DataError, UsageError, XmodalError
 from xmodal_dist.model.classifier import ModelSettings
@@ -89,7 +88,7 @@ def find_learning_rate(
     job = _job(dataset, fields, model, train, pipeline)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(train.seed)
-    network = build_model(job.specs, len(job.manifest.classes), model).to(device)
+    network = job.new_model().to(device)
     finetune.load_pretrained(network, job.specs, lambda problem: [problem])
     optimizer = adamw(network, lowest, train.weight_decay, finetune.rate_scales(network, job.specs))
     finetune.freeze(network, job.specs, epoch=0)
@@ -159,6 +158,7 @@ def _job(
     manifest = load_manifest(dataset)
     if not manifest.split_shards("train"):
         raise DataError(f"{dataset} has no training records")
+    train = train.for_task(manifest.task)
     train.check(1, pipeline.window_rows)
     specs = fit_fields(dataset, manifest, fields, train.fit_rows)
     here = pipeline.model_copy(update={"placement": "local"})

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from xmodal_dist import storage
+from xmodal_dist.bundle import build_model
 from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.dataset.order import OrderQuality
 from xmodal_dist.modalities.fields import FieldSpec
-from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.model.losses import class_balanced_weights
+from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
+from xmodal_dist.model.losses import class_balanced_weights, outcome_weights
 from xmodal_dist.pipeline.chunks import Schedule
 from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.profile import Profile
+from xmodal_dist.task import MULTICLASS, MULTILABEL, Task, task_of
 from xmodal_dist.train.settings import TrainSettings
 
 __all__ = ["TrainJob"]
@@ -58,6 +62,11 @@ class TrainJob:
     profile: Profile | None = None
 
     @property
+    def task(self) -> Task:
+        """What the labels are."""
+        return task_of(self.manifest.task)
+
+    @property
     def checkpoints(self) -> str:
         """Directory of the checkpoints."""
         return storage.join(self.run, "checkpoints")
@@ -86,14 +95,41 @@ class TrainJob:
 
     @cached_property
     def class_weights(self) -> list[float] | None:
-        """[C] the weight of each class in the loss; None where all count alike."""
-        summary = self.manifest.splits["train"]
-        counts = [max(1, summary.classes.get(name, 0)) for name in self.manifest.classes]
+        """[C] the weight of each class's rows in the loss; None where all count alike, and of a multilabel task."""
+        if self.task is MULTILABEL:
+            return None
+        summary, counts = self.manifest.splits["train"], self._class_counts
         if self.train.loss == "class_balanced":
             return class_balanced_weights(counts, self.train.class_balanced_beta)
         if self.train.class_weights == "balanced":
             return [summary.rows / (len(counts) * count) for count in counts]
         return None
+
+    @cached_property
+    def outcome_weights(self) -> list[list[float]] | None:
+        """[2][C] of a multilabel task, :func:`xmodal_dist.model.losses.outcome_weights`; None where all count alike."""
+        if self.task is MULTICLASS:
+            return None
+        return outcome_weights(
+            self._class_counts,
+            self.manifest.splits["train"].rows,
+            balanced=self.train.class_weights == "balanced",
+            beta=self.train.class_balanced_beta if self.train.loss == "class_balanced" else None,
+        )
+
+    @property
+    def _class_counts(self) -> list[int]:
+        counts = self.manifest.splits["train"].classes
+        return [max(1, counts.get(name, 0)) for name in self.manifest.classes]
+
+    def new_model(self) -> CrossModalClassifier:
+        """The model with fresh weights; of a multilabel task it starts from the shares of the classes."""
+        model = build_model(self.specs, len(self.manifest.classes), self.model)
+        if self.task is MULTILABEL:
+            counts = torch.tensor(self._class_counts, dtype=torch.float32)
+            rows = self.manifest.splits["train"].rows
+            model.start_from(torch.logit(counts / (rows + 1)))
+        return model
 
     def reader(self) -> ChunkReader:
         """The reader of this run's chunks."""

@@ -74,6 +74,7 @@ def launch(
     manifest = load_manifest(dataset)
     if not manifest.split_shards("train"):
         raise DataError(f"{dataset} has no training records")
+    train = train.for_task(manifest.task)
     specs = fit_fields(dataset, manifest, fields, train.fit_rows)
     use_gpu, num_workers = _workers(train)
     train.check(num_workers, pipeline.window_rows)

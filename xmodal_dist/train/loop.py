@@ -23,7 +23,7 @@ from torch import nn
 
 from xmodal_dist import runtime, storage
 from xmodal_dist.batch import Batch
-from xmodal_dist.bundle import Bundle, build_model, save_bundle
+from xmodal_dist.bundle import Bundle, save_bundle
 from xmodal_dist.calibrate import Calibration
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
 from xmodal_dist.errors import UsageError, XmodalError
@@ -76,7 +76,7 @@ class _Worker:
         self.watch = Stopwatch(torch.accelerator.synchronize if self.device.type != "cpu" else None)
         before_s = time.time() - job.started_s
         torch.manual_seed(job.train.seed)
-        self.model = build_model(job.specs, len(job.manifest.classes), job.model).to(self.device)
+        self.model = job.new_model().to(self.device)
         newest, again = self._newest_checkpoint()
         if newest is None:
             finetune.load_pretrained(self.model, job.specs, self._gather)
@@ -153,7 +153,9 @@ class _Worker:
         """Exact metrics over the val split, equal on all ranks; {} where the dataset has none."""
         if not self.job.validates:
             return {}
-        totals = validation.Totals(len(self.job.manifest.classes), self.device)
+        by_lane = self.job.train.adds_lane_by_lane(self.device.type)
+        rows_at_once = self.schedule.rows_per_lane if by_lane else None
+        totals = validation.totals(self.job.task, len(self.job.manifest.classes), self.device, rows_at_once)
         self.ddp.eval()
         self.watch.begin("val")
         with contextlib.nullcontext() if self.average is None else self.average.applied():
@@ -329,8 +331,9 @@ class _Worker:
         metrics = {"val": progress.best_metrics, "epoch": progress.best_epoch, "epochs": progress.epoch}
         origin = {"identity": job.identity(), "torch": torch.__version__.split("+")[0]}
         return Bundle(
-            job.specs, job.manifest.classes, job.model, self.model, metrics, origin, profile=job.profile
-        )
+            job.specs, job.manifest.classes, job.model, self.model, metrics, origin,
+            profile=job.profile, task=job.task,
+        )  # fmt: skip
 
     def _calibrate(self, bundle: Bundle) -> Calibration | None:
         """Temperatures from the validation records, on rank 0; every rank predicts its share of them."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xmodal_dist import storage
-from xmodal_dist.dataset.manifest import Shard
+from xmodal_dist.dataset.manifest import Manifest, Shard
 from xmodal_dist.dataset.order import WELL_MIXED, OrderQuality, order_quality
 from xmodal_dist.dataset.schema import LABEL
 from xmodal_dist.pipeline.chunks import Places, Schedule
 from xmodal_dist.pipeline.rows import read_row_groups
+from xmodal_dist.task import MULTICLASS, task_of
 
 __all__ = ["measure_order", "order_warning"]
 
@@ -36,7 +36,7 @@ def measure_order(dataset: str, schedule: Schedule, max_row_groups: int = 64) ->
     chosen = np.linspace(0, len(windows) - 1, count).round().astype(int)
     parts = [schedule.places(windows[index]) for index in chosen]
     places = Places(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-    classes = pa.array(manifest.classes, pa.string())
+    watched, counts = _strata(manifest)
     labels, positions = (
         np.full(len(places.row), -1, dtype=np.int64),
         np.zeros(len(places.row), dtype=np.int64),
@@ -47,13 +47,30 @@ def measure_order(dataset: str, schedule: Schedule, max_row_groups: int = 64) ->
         known = np.full(shard.rows, -1, dtype=np.int64)
         path = storage.join(dataset, shard.path)
         for group, table in zip(groups, read_row_groups(path, groups, [LABEL], shard.sha256), strict=True):
-            found = pc.index_in(table.column(LABEL), classes).fill_null(-1).to_numpy()
+            found = watched(table.column(LABEL))
             known[starts[group] : starts[group + 1]] = found
         labels[here] = known[places.row[here]]
         positions[here] = sum(s.rows for s in manifest.shards[:number]) + places.row[here]
     batches = [batch[batch >= 0] for batch in labels.reshape(-1, schedule.rows_per_step(0, 1))]
-    counts = [manifest.splits["train"].classes.get(name, 0) for name in manifest.classes]
     return order_quality(batches, positions[labels >= 0], counts)
+
+
+def _strata(manifest: Manifest) -> tuple[Callable[[pa.ChunkedArray], NDArray[np.int64]], list[int]]:
+    """What is to be mixed: classes; of label sets, whether the class is there that is nearest to half the records.
+
+    Returns:
+        How to get it from a column of labels, as numbers, and how many records of the train split have each.
+    """
+    classes, task = pa.array(manifest.classes, pa.string()), task_of(manifest.task)
+    rows = manifest.splits["train"].rows
+    counts = [manifest.splits["train"].classes.get(name, 0) for name in manifest.classes]
+    if task is MULTICLASS:
+        return lambda column: task.targets(column, classes), counts
+    middle = min(range(len(counts)), key=lambda c: abs(counts[c] - rows / 2))
+    return lambda column: task.targets(column, classes)[:, middle].astype(np.int64), [
+        rows - counts[middle],
+        counts[middle],
+    ]
 
 
 def order_warning(order: OrderQuality, window_rows: int) -> str | None:

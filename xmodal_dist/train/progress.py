@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["show_progress"]
 
 _POLL_S = 0.5
+_FIGURES = {"val_accuracy": "accuracy", "val_mean_average_precision": "mAP"}
 
 
 def show_progress(read: Callable[[], list[dict[str, Any]]], stop: threading.Event) -> None:
@@ -53,5 +54,6 @@ def _show(line: dict[str, Any], bar: Progress, task: Any, console: Console) -> N
 def _epoch_line(line: dict[str, Any]) -> str:
     parts = [f"epoch {line['epoch']:3d}", f"{line['records']} records", f"loss {line['train_loss']:.4f}"]
     if "val_loss" in line:
-        parts += [f"val loss {line['val_loss']:.4f}", f"accuracy {line['val_accuracy']:.4f}"]
+        shown = next((words, line[name]) for name, words in _FIGURES.items() if name in line)
+        parts += [f"val loss {line['val_loss']:.4f}", f"{shown[0]} {shown[1]:.4f}"]
     return "  ".join([*parts, f"{line['time_s']:.0f} s"])

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from xmodal_dist.errors import UsageError
 from xmodal_dist.settings import Settings
+from xmodal_dist.task import MULTICLASS, TaskName
 
 __all__ = ["TrainSettings"]
 
@@ -15,6 +16,14 @@ _NOT_RESULT_CHANGING = {
     "num_workers", "min_workers", "resize_interval_s", "max_failures", "checkpoint_every_steps", "keep_checkpoints",
     "log_every_steps", "micro_batch_rows", "collective_timeout_s",
 }  # fmt: skip
+
+
+_MONITORS = {
+    "multiclass": ("loss", "accuracy", "macro_f1"),
+    "multilabel": ("loss", "mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy"),
+}
+_MULTILABEL_DEFAULTS = {"monitor": "mean_average_precision", "label_smoothing": 0.0}
+"""Smoothing holds probabilities of rare classes up: half of it is what a class that never occurs would get."""
 
 
 class TrainSettings(Settings):
@@ -40,17 +49,20 @@ class TrainSettings(Settings):
         warmup_fraction: share of all steps in which the learning rate rises linearly from 0.
         weight_decay: AdamW's, on matrices only.
         clip_norm: bound of the gradient's global norm; 0 turns clipping off.
-        label_smoothing: share of the target spread over all classes.
-        loss: ``cross_entropy``; ``focal`` (Lin et al. 2017) gives less to records that are right already;
-            ``class_balanced`` (Cui et al. 2019) weighs classes by their effective number of records.
+        label_smoothing: share of the target spread over all classes, of multilabel over having a class and not; there
+            the default is 0.
+        loss: ``cross_entropy`` (of multilabel the binary one, summed over classes); ``focal`` (Lin et al. 2017) gives
+            less to records that are right already; ``class_balanced`` (Cui et al. 2019) weighs classes by their
+            effective number of records.
         focal_gamma: how much less ``focal`` gives them; 0 is the cross-entropy.
         class_balanced_beta: near 0 counts classes alike, near 1 by the inverse of their records.
-        class_weights: ``balanced`` weighs classes by N / (C n_c).
+        class_weights: ``balanced`` weighs classes by N / (C n_c); of multilabel, having a class by (N - n_c) / n_c.
         mixup_alpha: mixes the features of neighbours in a lane, and their targets, in shares from Beta(alpha, alpha)
             (Zhang et al. 2018); 0 turns it off.
         ema_decay: validation and the bundle take an exponential moving average of the weights with this decay a step,
             shorter in the first steps; 0 takes the weights themselves.
-        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early.
+        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early; of multilabel
+            ``mean_average_precision`` by default.
         patience_epochs: stop after this many epochs without a better one; 0 never stops early.
         precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
         checkpoint_every_steps: a checkpoint at every so many global steps, besides each epoch's; 0 for none.
@@ -82,7 +94,9 @@ class TrainSettings(Settings):
     class_weights: Literal["none", "balanced"] = "none"
     mixup_alpha: float = Field(default=0.0, ge=0, le=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    monitor: Literal["loss", "accuracy", "macro_f1"] = "accuracy"
+    monitor: Literal[
+        "loss", "accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy"
+    ] = "accuracy"
     patience_epochs: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)
@@ -92,6 +106,24 @@ class TrainSettings(Settings):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     fit_rows: int = Field(default=20_000, ge=1)
     collective_timeout_s: int = Field(default=600, ge=1)
+
+    def for_task(self, task: TaskName) -> TrainSettings:
+        """The settings with the task's defaults in place of those that nobody set.
+
+        Raises:
+            UsageError: the task has no such figure to monitor.
+        """
+        if task == MULTICLASS.name:
+            settings = self
+        else:
+            unset = {k: v for k, v in _MULTILABEL_DEFAULTS.items() if k not in self.model_fields_set}
+            settings = self.model_copy(update=unset)
+        if settings.monitor not in _MONITORS[task]:
+            raise UsageError(
+                f"train.monitor={settings.monitor}: the dataset is {task}, whose validation has no such figure; "
+                f"choose one of {', '.join(_MONITORS[task])}"
+            )
+        return settings
 
     def check(self, num_workers: int, window_rows: int) -> None:
         """Raise :class:`UsageError` where sizes do not fit each other."""

@@ -82,7 +82,7 @@ def optimizer_step(
             dist.all_reduce(global_weight)
     scale = num_workers / global_weight.clamp(min=1e-12).float()
     loss_sum = torch.zeros((), device=device)
-    balance = Balance(job.model, len(job.specs), device)
+    balance = Balance(job.model, len(job.specs), device, job.task)
 
     def backward(rows: slice) -> None:
         part = _rows(batch, rows)
@@ -109,14 +109,14 @@ def optimizer_step(
         optimizer.zero_grad(set_to_none=True)
     # Positions go to the device, not labels from it: that would wait for the whole step.
     real = (batch.ids >= 0).to(device, non_blocking=True)
-    rejected = real & (batch.labels < 0)
+    rejected = real & ~job.task.labelled(batch.labels)
     return OneStep(loss_sum, weight, (real & ~rejected).sum(), rejected.sum())
 
 
 def _forward(model: nn.Module, batch: Batch, job: TrainJob) -> Output:
     device, alpha = batch.labels.device, job.train.mixup_alpha
     batch = transform(job.specs, batch, augment=True)
-    share = draw_shares(batch.keys, batch.labels >= 0, alpha) if alpha else None
+    share = draw_shares(batch.keys, job.task.labelled(batch.labels), alpha) if alpha else None
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_bfloat16(job, device)):
         output: Output = model(batch.inputs, batch.present, batch.keys, share)
     return output
@@ -124,7 +124,7 @@ def _forward(model: nn.Module, batch: Batch, job: TrainJob) -> Output:
 
 def _loss(output: Output, batch: Batch, job: TrainJob) -> LossSum:
     """Sums of the rows' losses."""
-    train = job.train
+    train, weights = job.train, job.outcome_weights
     return classification_loss(
         output.fused,
         output.field_logits,
@@ -135,6 +135,8 @@ def _loss(output: Output, batch: Batch, job: TrainJob) -> LossSum:
         label_smoothing=train.label_smoothing,
         focal_gamma=train.focal_gamma if train.loss == "focal" else 0.0,
         aux_weight=job.model.aux_weight,
+        task=job.task,
+        outcome_weights=None if weights is None else torch.tensor(weights, device=batch.labels.device),
     )
 
 

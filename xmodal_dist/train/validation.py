@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -14,8 +15,26 @@ from xmodal_dist.errors import XmodalError
 from xmodal_dist.metrics import from_confusion
 from xmodal_dist.modalities.fields import FieldSpec, transform
 from xmodal_dist.model.classifier import CrossModalClassifier
+from xmodal_dist.multilabel import from_outcomes, ranked_precision
+from xmodal_dist.task import MULTICLASS, MULTILABEL, Task
+from xmodal_dist.train.gradients import pieces
 
-__all__ = ["Totals"]
+__all__ = ["LabelSetTotals", "Totals", "totals"]
+
+_BINS, _BINS_PER_NAT = 4096, 128
+"""Scores are told apart to 1/128 of a logit, within 16 of 0."""
+
+
+class _Totals(Protocol):
+    def add(self, model: CrossModalClassifier, specs: Sequence[FieldSpec], batch: Batch) -> None: ...
+    def reduce(self, num_workers: int, rows: int) -> dict[str, Any]: ...
+
+
+def totals(task: Task, num_classes: int, device: torch.device, rows_at_once: int | None) -> _Totals:
+    """What validation of a task adds up; ``rows_at_once`` as in :class:`LabelSetTotals`."""
+    if task is MULTICLASS:
+        return Totals(num_classes, device)
+    return LabelSetTotals(num_classes, device, rows_at_once)
 
 
 class Totals:
@@ -53,13 +72,83 @@ class Totals:
             dist.all_reduce(self._confusion)
             dist.all_reduce(self._loss)
         seen, rejected = int(self._confusion.sum()), int(self._loss[1])
-        if seen + rejected != rows:
-            raise XmodalError(
-                f"validation saw {seen} + {rejected} records of {rows}: please report this as a bug"
-            )
+        _check_rows(seen, rejected, rows)
         return {
             "rows": seen,
             "rows_rejected": rejected,
             "loss": float(self._loss[0]) / max(seen, 1),
             **from_confusion(self._confusion.cpu().numpy()),
         }
+
+
+class LabelSetTotals:
+    """Counts by class, outcome and score, and loss sum, of this rank's validation records of a multilabel task.
+
+    Average precision needs only the order of the scores, and counts by score add up exactly over ranks, whatever their
+    number; scores are logits, rounded to 1/128.
+
+    Args:
+        num_classes: C.
+        device: that of the batches.
+        rows_at_once: rows that the network is given at once; None gives it whole batches. Kernels round in another way
+            for other shapes, so this makes the figures the same on any number of ranks.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, rows_at_once: int | None = None) -> None:
+        self._rows_at_once = rows_at_once
+        self._counts = torch.zeros(2 * num_classes * _BINS, dtype=torch.int64, device=device)
+        # Loss, whole sets that are right, rows, rejected.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._offsets = torch.arange(num_classes, device=device) * _BINS
+
+    @torch.inference_mode()
+    def add(self, model: CrossModalClassifier, specs: Sequence[FieldSpec], batch: Batch) -> None:
+        """Add a batch; padding is left out, rejected records count as neither right nor wrong."""
+        for part in pieces(slice(0, len(batch)), self._rows_at_once):
+            rows = transform(specs, batch.slice(part.start, part.stop), augment=False)
+            real = MULTILABEL.labelled(rows.labels)
+            labels = rows.labels[real].to(torch.int64)
+            logits = model(rows.inputs, rows.present).fused.float()[real]
+            # The middle bin begins at 0. A model that has diverged is told so by its loss.
+            bins = (logits.nan_to_num() * _BINS_PER_NAT).floor() + _BINS // 2
+            bins = bins.clamp(0, _BINS - 1).to(torch.int64)
+            cells = (labels * (len(self._counts) // 2) + self._offsets + bins).flatten()
+            self._counts.index_add_(0, cells, torch.ones_like(cells))
+            right = ((logits >= 0) == (labels > 0)).all(dim=1)
+            self._sums[0] += MULTILABEL.losses(logits, labels).double().sum()
+            self._sums[1] += right.sum()
+            self._sums[2] += real.sum()
+            self._sums[3] += float((rows.ids >= 0).sum()) - float(real.sum())
+
+    def reduce(self, num_workers: int, rows: int) -> dict[str, Any]:
+        """Metrics over all ranks; arguments as in :meth:`Totals.reduce`.
+
+        Returns:
+            ``rows``, ``rows_rejected``, ``loss`` (mean binary cross-entropy summed over classes, nats),
+            ``mean_average_precision`` (over the classes with records that have them; 0 without any), and at a
+            probability of 1/2 ``subset_accuracy`` and those of :func:`xmodal_dist.multilabel.from_outcomes`.
+        """
+        if num_workers > 1:
+            dist.all_reduce(self._counts)
+            dist.all_reduce(self._sums)
+        loss, right, seen, rejected = self._sums.tolist()
+        _check_rows(int(seen), int(rejected), rows)
+        without, having = self._counts.view(2, -1, _BINS).cpu().numpy()
+        precisions = ranked_precision(having, without)
+        said, hits = without[:, _BINS // 2 :].sum(axis=1), having[:, _BINS // 2 :].sum(axis=1)
+        supported = having.any(axis=1)
+        return {
+            "rows": int(seen),
+            "rows_rejected": int(rejected),
+            "loss": loss / max(seen, 1),
+            "mean_average_precision": float(precisions[supported].mean()) if supported.any() else 0.0,
+            **from_outcomes(np.stack([hits, having.sum(axis=1), hits + said])),
+            "subset_accuracy": right / max(seen, 1),
+        }
+
+
+def _check_rows(seen: int, rejected: int, rows: int) -> None:
+    if seen + rejected != rows:
+        raise XmodalError(
+            f"validation saw {seen} + {rejected} records of {rows}: please report this as a bug"
+        )

@@ -1,7 +1,4 @@
-"""Evaluation: pure functions from a table of predictions to metrics, worst errors and the data of curves.
-
-It never sees a model, so it gives the same numbers whoever made the predictions and however many workers did.
-"""
+"""Evaluation of predictions of one class a record."""
 
 from __future__ import annotations
 
@@ -23,8 +20,13 @@ __all__ = [
     "SUBSET_PREFIX",
     "Evaluation",
     "Mistake",
+    "check_columns",
     "evaluate_predictions",
+    "fields_present",
     "subset_column",
+    "subset_columns",
+    "unknown_labels",
+    "vectors",
 ]
 
 SUBSET_PREFIX = "subset:"
@@ -103,9 +105,9 @@ def evaluate_predictions(
         DataError: no rows, a missing column, a true label that the classes do not know, or columns that
             contradict each other.
     """
-    _check_columns(predictions)
+    check_columns(predictions, "label")
     truth = _class_indices(predictions.column("truth"), class_names)
-    probabilities = _vectors(predictions, "probabilities", len(class_names))
+    probabilities = vectors(predictions, "probabilities", len(class_names))
     result = metrics.classification_metrics(truth, probabilities, class_names)
     _check_labels(predictions, probabilities, class_names)
     per_subset = _per_subset(predictions, truth, class_names)
@@ -113,7 +115,7 @@ def evaluate_predictions(
     precisions, precision_curves = precision_recall(positive, probabilities, class_names)
     raw = None
     if _LOGITS in predictions.column_names:
-        raw = softmax(_vectors(predictions, _LOGITS, len(class_names)))
+        raw = softmax(vectors(predictions, _LOGITS, len(class_names)))
     return Evaluation(
         metrics={
             **result,
@@ -149,10 +151,10 @@ def _withheld(
 ) -> list[dict[str, float]] | None:
     """None where the columns do not say what every subset of a record's fields gives."""
     hits = {}
-    for name, column in _subset_columns(predictions).items():
-        predicted = _vectors(predictions, column, num_classes).argmax(axis=1)
+    for name, column in subset_columns(predictions).items():
+        predicted = vectors(predictions, column, num_classes).argmax(axis=1)
         hits[frozenset(() if name == NOTHING else name.split("+"))] = predicted == truth
-    present = _present(predictions)
+    present = fields_present(predictions)
     if not metrics.all_subsets(present) <= hits.keys():
         return None
     return metrics.withheld_accuracy(hits, present)
@@ -198,8 +200,9 @@ def _abstention_curve(
     }
 
 
-def _check_columns(predictions: pa.Table) -> None:
-    needed = {"id", "truth", "label", "probabilities", "modalities"}
+def check_columns(predictions: pa.Table, *labels: str) -> None:
+    """Raise :class:`DataError` where there are no rows, or a column is absent; ``labels``: that of what was said."""
+    needed = {"id", "truth", *labels, "probabilities", "modalities"}
     missing = sorted(needed - set(predictions.column_names))
     if missing:
         raise DataError(f"the predictions lack the column(s) {', '.join(missing)}")
@@ -211,15 +214,20 @@ def _class_indices(truth: pa.ChunkedArray, class_names: Sequence[str]) -> NDArra
     index = {name: i for i, name in enumerate(class_names)}
     labels = truth.to_pylist()
     unknown = Counter(label for label in labels if label not in index)
-    if not unknown:
-        return np.array([index[label] for label in labels], dtype=np.int64)
+    if unknown:
+        raise unknown_labels(unknown, len(labels), class_names)
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def unknown_labels(unknown: Counter[Any], rows: int, class_names: Sequence[str]) -> DataError:
+    """What to say of true classes that the model does not know, given how often each occurs in so many rows."""
     named = [
-        f"{'no label' if label is None else repr(label)} ({rows} row{'s' if rows > 1 else ''})"
-        for label, rows in sorted(unknown.items(), key=lambda item: (-item[1], str(item[0])))
+        f"{'no label' if label is None else repr(label)} ({count} row{'s' if count > 1 else ''})"
+        for label, count in sorted(unknown.items(), key=lambda item: (-item[1], str(item[0])))
     ]
     more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
-    raise DataError(
-        f"{unknown.total()} of {len(labels)} rows have a label that the model was not trained on: "
+    return DataError(
+        f"{unknown.total()} of {rows} rows have a label that the model was not trained on: "
         f"{', '.join(named[:_MAX_NAMED])}{more}. It knows: {_shortened(class_names)}. "
         "Retrain on data with these labels, or filter the rows out of the split that is evaluated."
     )
@@ -230,7 +238,7 @@ def _shortened(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 3 * _MAX_NAMED} more" if len(names) > 3 * _MAX_NAMED else "")
 
 
-def _vectors(predictions: pa.Table, name: str, num_classes: int) -> NDArray[np.floating[Any]]:
+def vectors(predictions: pa.Table, name: str, num_classes: int) -> NDArray[np.floating[Any]]:
     """The column as [n, C]."""
     column = predictions.column(name)
     if not pa.types.is_fixed_size_list(column.type) or column.type.list_size != num_classes:
@@ -262,11 +270,12 @@ def _check_labels(
         )
 
 
-def _present(predictions: pa.Table) -> list[frozenset[str]]:
+def fields_present(predictions: pa.Table) -> list[frozenset[str]]:
+    """The fields that each record has."""
     return [frozenset(fields or ()) for fields in predictions.column("modalities").to_pylist()]
 
 
-def _subset_columns(predictions: pa.Table) -> dict[str, str]:
+def subset_columns(predictions: pa.Table) -> dict[str, str]:
     """Name of each subset -> its column."""
     names = [name for name in predictions.column_names if name.startswith(SUBSET_PREFIX)]
     return {name.removeprefix(SUBSET_PREFIX): name for name in names}
@@ -275,12 +284,12 @@ def _subset_columns(predictions: pa.Table) -> dict[str, str]:
 def _per_subset(
     predictions: pa.Table, truth: NDArray[np.int64], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    present = _present(predictions)
+    present = fields_present(predictions)
     result = {}
-    for name, column in _subset_columns(predictions).items():
+    for name, column in subset_columns(predictions).items():
         if name == NOTHING:
             continue
-        probabilities = _vectors(predictions, column, len(class_names))
+        probabilities = vectors(predictions, column, len(class_names))
         predicted = probabilities.argmax(axis=1)
         complete = np.array([fields.issuperset(name.split("+")) for fields in present], dtype=np.bool_)
         summary = metrics.from_confusion(metrics.confusion_matrix(truth, predicted, len(class_names)))
