@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmodal_dist.model.fusion import AttentionFusion, FusionSizes, LowRankFusion
+from xmodal_dist.model.fusion import AttentionFusion, FusionSizes, LateFusion, LowRankFusion
 
 FIELDS, CLASSES, WIDTH, RANK = 3, 4, 8, 2
 
@@ -62,3 +62,21 @@ def test_fields_exchange_only_through_the_bottleneck() -> None:
         swapped = sum(fusion.embed(features, both, None) for features in crossed)
         # One layer only fills the bottleneck: nothing has come back to the fields, whose parts just add up.
         assert torch.allclose(straight, swapped, atol=1e-5) == (layers == 1)
+
+
+@given(seed=st.integers(0, 1000), num_fields=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_late_fusion_begins_as_the_posterior_of_fields_independent_given_the_class(
+    seed: int, num_fields: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    prior = torch.rand(3, generator=generator).log_softmax(dim=0)
+    likelihoods = torch.rand(5, num_fields, 3, generator=generator).log()
+    fusion = LateFusion(_sizes(num_fields=num_fields, num_classes=3))
+    with torch.no_grad():
+        fusion.prior.copy_(prior)
+    posteriors = (likelihoods + prior).log_softmax(dim=-1)
+    present = torch.ones(5, num_fields, dtype=torch.bool)
+    fused = fusion(torch.zeros(5, num_fields, WIDTH), posteriors, present, None)
+    expected = (likelihoods.sum(dim=1) + prior).softmax(dim=-1)
+    assert torch.allclose(fused.softmax(dim=-1), expected, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import nn
 
 from xmodal_dist.batch import Tensors
 from xmodal_dist.encoders.dropout import RecordDropout
-from xmodal_dist.model.fusion import FUSIONS, FusionKind, FusionSizes
+from xmodal_dist.model.fusion import FUSIONS, FusionKind, FusionSizes, LateFusion
 from xmodal_dist.model.mixup import Shares, mix_features
 from xmodal_dist.randomness import uniform_like
 from xmodal_dist.settings import Settings
@@ -208,10 +208,10 @@ class CrossModalClassifier(nn.Module):
         With rare classes answered one by one, the first epochs go into learning that they are rare otherwise (Lin et
         al. 2017, arXiv:1708.02002, section 3.3).
         """
-        outputs = [module for name, module in self.fusion.named_children() if name == "output"]
+        fused = self.fusion.prior if isinstance(self.fusion, LateFusion) else self.fusion.output.bias
         with torch.no_grad():
-            for head in (*self.heads, *outputs):
-                cast(nn.Linear, head).bias.copy_(logits)
+            for bias in (fused, *(head.bias for head in self.heads)):
+                cast(nn.Parameter, bias).copy_(logits)
 
     def encoder_parameters(self) -> list[list[nn.Parameter]]:
         """Of each field, the parameters that make its features from its inputs and are trained."""

@@ -63,14 +63,16 @@ def _weights(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 class LateFusion(nn.Module):
     """A product of the fields' own opinions, each to a learned power: what fields agree on grows with their number.
 
-    The logarithmic opinion pool (Genest and Zidek 1986, "Combining probability distributions", section 3), with the
-    powers of an absent field 0; they begin at 1, which is right for fields that are independent given the class.
+    The logarithmic opinion pool (Genest and Zidek 1986, "Combining probability distributions", section 3): to what is
+    said of any record, learned too, each field adds its logits' difference from it. An absent field's power is 0; the
+    others begin at 1, which is right for fields that are independent given the class.
     """
 
     def __init__(self, sizes: FusionSizes) -> None:
         super().__init__()
         self.embedding_width = sizes.width
         self.log_powers = nn.Parameter(torch.zeros(sizes.num_fields))
+        self.prior = nn.Parameter(torch.zeros(sizes.num_classes))
 
     def forward(
         self,
@@ -81,9 +83,8 @@ class LateFusion(nn.Module):
     ) -> torch.Tensor:
         """Logits [B, C]; ``features`` [B, M, D], ``field_logits`` [B, M, C], ``present`` [B, M] bool."""
         del features, keys
-        opinions = field_logits.float().log_softmax(dim=-1)
         powers = self.log_powers.exp() * present
-        return (powers.unsqueeze(-1) * opinions).sum(dim=1)
+        return self.prior + (powers.unsqueeze(-1) * (field_logits - self.prior)).sum(dim=1)
 
     def embed(self, features: torch.Tensor, present: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
         """The fields' features under their shares of the powers [B, D]; no features are shared by all heads here."""
