@@ -1,6 +1,7 @@
 # make demo   install and run the main job on an embedded dataset: pack, train, evaluate, score
 # make test   install, lint, types, import contract, all tests
 # make networks-test   the encoders' with timm and transformers, in an environment of their own; part of make test
+# make soak   the tests that repeat what others show for longer or on other ground; not part of make test
 # make bench  side-by-side benchmarks against the peers, which get an environment of their own; make bench ONLY=b1
 # All start from nothing: a Python with its venv module is all they need. Installing again happens only when
 # pyproject.toml changes; code changes never need it.
@@ -21,7 +22,7 @@ NETWORKS_TESTS := tests/encoders tests/train/test_train_finetune.py
 NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
 SECONDS_NOW := date +%s
 
-.PHONY: demo test networks-test bench lint format types venv clean
+.PHONY: demo test networks-test soak bench lint format types venv clean
 
 demo: $(INSTALLED)
 	@start=$$($(SECONDS_NOW)); $(VENV)/bin/xmodal demo \
@@ -35,6 +36,9 @@ test: lint types
 
 networks-test: $(NETWORKS_INSTALLED)
 	@OMP_NUM_THREADS=1 $(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)
+
+soak: $(NETWORKS_INSTALLED)
+	@OMP_NUM_THREADS=1 $(NETWORKS_VENV)/bin/python -m pytest -m soak
 
 # The figures are JSON lines on standard output; BENCH_OPTIONS="--rows 512 --pairs 3" makes a run shorter.
 bench: $(INSTALLED) $(PEERS_INSTALLED)

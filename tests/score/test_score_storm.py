@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,9 +15,6 @@ from tests.score.storm import rage
 from xmodal_dist.score import ledger
 from xmodal_dist.score.verify import verify_scoring
 
-SOAK = pytest.mark.skipif(
-    not os.environ.get("XMODAL_SOAK"), reason="XMODAL_SOAK=1 runs it; SeaweedFS stands for both otherwise"
-)
 UNITS = 200
 MIN_KILLS = 50
 
@@ -40,6 +36,7 @@ def prepared(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_storm_over_a_local_disk(prepared: tuple[str, str], tmp_path: Path) -> None:
     bundle, source = prepared
     output = str(tmp_path / "out")
@@ -49,7 +46,7 @@ def test_a_storm_over_a_local_disk(prepared: tuple[str, str], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param("moto", marks=SOAK), "seaweed"])
+@pytest.mark.parametrize("kind", [pytest.param("moto", marks=pytest.mark.soak), "seaweed"])
 def test_a_storm_over_an_object_store_that_fails(
     prepared: tuple[str, str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_two_workers_and_a_kill_end_with_the_weights_of_one_undisturbed_worker(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_so_they_do_with_mixup_balancing_averaged_and_class_weights(
     tiny_dataset: str, tmp_path: Path
 ) -> None:

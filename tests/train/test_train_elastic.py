@@ -74,7 +74,14 @@ def _kill_a_worker(run: Path, step: int, stop: threading.Event) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "before", "after"), [(0.1, 2, 1), (0.5, 1, 2), (0.9, 2, 1)])
+@pytest.mark.parametrize(
+    ("share", "before", "after"),
+    [
+        pytest.param(0.1, 2, 1, marks=pytest.mark.soak),
+        (0.5, 1, 2),
+        pytest.param(0.9, 2, 1, marks=pytest.mark.soak),
+    ],
+)
 def test_a_run_killed_anywhere_in_an_epoch_goes_on_exactly_with_another_number_of_workers(
     alone: Path, tiny_dataset: str, tmp_path: Path, share: float, before: int, after: int
 ) -> None:

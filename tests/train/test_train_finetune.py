@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,7 +151,7 @@ def test_a_backbone_moves_from_its_epoch_on_and_two_workers_and_a_resume_do_what
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("XMODAL_SOAK"), reason="XMODAL_SOAK=1 runs it; it trains for minutes")
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_session")
 def test_ddp_lets_a_backbone_go_too(tiny_dataset: str, tiny_bert: Path, tmp_path: Path) -> None:
     text = {"encoder": f"hf:{tiny_bert}", "frozen_epochs": 1}

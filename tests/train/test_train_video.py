@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ av: Any = pytest.importorskip("av", reason="PyAV makes the clips: pip install 'x
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("ray_session"),
-    pytest.mark.skipif(
-        not os.environ.get("XMODAL_SOAK"), reason="XMODAL_SOAK=1 runs it; it trains for minutes"
-    ),
+    pytest.mark.soak,
 ]
 
 SIDE_PX, BAR_PX, STEP_PX = 32, 8, 2
