@@ -11,6 +11,7 @@ from tests.explain.models import train_sample
 from xmodal_dist.bundle import Bundle
 from xmodal_dist.explain.columns import Part, permutation_importance
 from xmodal_dist.explain.sample import Seen, held
+from xmodal_dist.model.classifier import encoded_rows
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,15 @@ def seen(trained: Bundle, tiny_dataset: str) -> Seen:
 
 def _importance(bundle: Bundle, seen: Seen, table: pa.Table, present: torch.Tensor) -> list[dict]:
     truth = [bundle.classes.index(label) for label in seen.table.column("label").to_pylist()]
-    part = Part(present, seen.outputs)
+    part = Part(
+        present, {name: output[: _shown(present, i)] for i, (name, output) in enumerate(seen.outputs.items())}
+    )
     return permutation_importance(bundle, bundle.specs[2], table, [part], np.array(truth))
+
+
+def _shown(present: torch.Tensor, field: int) -> int:
+    """How many rows the field's encoder would see."""
+    return len(encoded_rows(present[:, field]))
 
 
 def test_a_column_that_tells_the_class_matters_where_nothing_else_does(trained: Bundle, seen: Seen) -> None:

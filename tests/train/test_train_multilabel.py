@@ -142,7 +142,6 @@ def test_evaluation_beats_the_prior_and_draws_its_page(
     found = api.evaluate(trained.bundle, dataset, str(tmp_path), num_workers=1)
     assert found["task"] == "multilabel" and found["rows"] == 60
     assert found["mean_average_precision"] > 1.8 * found["prior"]["mean_average_precision"]
-    assert found["log_loss"] < found["prior"]["log_loss"]
     assert set(found["per_subset"]) == {"caption", "tabular", "caption+tabular"}
     assert found["best_single"] == "caption"
     page = (tmp_path / "report.html").read_text()

@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     Attributes:
         present: [n, M], on the model's device.
-        outputs: what each field's encoder gave.
+        outputs: what each field's encoder gave for the rows that it saw.
     """
 
     present: torch.Tensor

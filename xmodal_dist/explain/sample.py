@@ -46,7 +46,7 @@ class Seen:
         batch: the same, decoded, on the model's device.
         probabilities: [n, C] from all fields.
         coalitions: [n, 2^M], as :func:`xmodal_dist.shapley.coalition_values` gives them.
-        outputs: what each field's encoder gave.
+        outputs: what each field's encoder gave for the rows that it saw.
     """
 
     table: pa.Table
