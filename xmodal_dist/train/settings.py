@@ -96,7 +96,7 @@ class TrainSettings(Settings):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     monitor: Literal[
         "loss", "accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy"
-    ] = "accuracy"
+    ] = "loss"
     patience_epochs: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)
