@@ -3,7 +3,7 @@
 #
 #   cluster/local/cluster.sh up [NODES]     start; prints what to export
 #   cluster/local/cluster.sh status         nodes, addresses, and whether they live
-#   cluster/local/cluster.sh cut NODE       take a node's network away (root);  join NODE  gives it back
+#   cluster/local/cluster.sh cut NODE       take a node's network away (root);  mend NODE  gives it back
 #   cluster/local/cluster.sh kill NODE      let a node die at once
 #   cluster/local/cluster.sh down           stop all of it
 #
@@ -38,7 +38,8 @@ add_host() { # NODE: a namespace, and a cable from it to the bridge
 }
 
 start() { # NODE: Ray in the foreground of a process of its own, so that ending that ends the node
-  local options=(--block --node-ip-address "$(address "$1")" --num-cpus "$cpus" --object-store-memory 268435456)
+  local options=(--block --node-ip-address "$(address "$1")" --num-cpus "$cpus")
+  options+=(--object-store-memory 268435456 --dashboard-agent-listen-port $((52400 + $1)))
   if [ "$1" -eq 0 ]; then
     options+=(--head --port 6379 --dashboard-host "$(address 0)" --dashboard-port 8265 --temp-dir "$state/ray")
   else
@@ -48,15 +49,20 @@ start() { # NODE: Ray in the foreground of a process of its own, so that ending 
   echo $! >"$state/$1.pid"
 }
 
-await() { # COMMAND...: until it succeeds
-  for _ in $(seq 120); do
-    if "$@" >/dev/null 2>&1; then return; fi
-    sleep 1
+alive() { kill -0 "$(cat "$state/$1.pid")" 2>/dev/null; }
+started() { grep -q 'Ray runtime started' "$state/$1.log"; }
+
+join() { # NODE: wait until it runs; on a machine that is busy, Ray gives up after half a minute, and is started again
+  for _ in 1 2 3; do
+    while alive "$1"; do
+      if started "$1"; then return; fi
+      sleep 0.5
+    done
+    start "$1"
   done
-  echo "xmodal: gave up waiting; see $state/*.log" >&2
+  echo "xmodal: node $1 does not start; see $state/$1.log" >&2
   exit 1
 }
-answers() { bash -c "exec 3<>/dev/tcp/$(address 0)/$1"; }
 
 up() {
   local count=${1:-3}
@@ -69,9 +75,9 @@ up() {
     for node in $(seq 0 $((count - 1))); do add_host "$node"; done
   fi
   start 0
-  await answers 6379
+  join 0
   for node in $(seq 1 $((count - 1))); do start "$node"; done
-  await answers 8265
+  for node in $(seq 1 $((count - 1))); do join "$node"; done
   echo "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH"
   echo "xmodal submit --address http://$(address 0):8265"
 }
@@ -85,7 +91,7 @@ stop() { # NODE SIGNAL
 down() {
   for node in $(nodes | tac); do stop "$node" TERM; done
   for node in $(nodes); do
-    for _ in $(seq 50); do kill -0 "$(cat "$state/$node.pid")" 2>/dev/null || break; sleep 0.2; done
+    for _ in $(seq 50); do alive "$node" || break; sleep 0.2; done
     stop "$node" KILL
     rm -f "$state/$node.pid"
     if isolated; then
@@ -98,8 +104,7 @@ down() {
 
 status() {
   for node in $(nodes); do
-    if kill -0 "$(cat "$state/$node.pid")" 2>/dev/null; then alive=running; else alive=ended; fi
-    echo "$node $(address "$node") $alive"
+    if alive "$node"; then echo "$node $(address "$node") running"; else echo "$node $(address "$node") ended"; fi
   done
 }
 
@@ -109,6 +114,6 @@ case ${1:-} in
   status) status ;;
   kill) if isolated; then ip netns pids "xmodal-$2" | xargs -r kill -KILL; else stop "$2" KILL; fi ;;
   cut) ip link set "xmodal-v$2" down ;;
-  join) ip link set "xmodal-v$2" up ;;
+  mend) ip link set "xmodal-v$2" up ;;
   *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
 esac

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xmodal_dist.cli import data, evaluation, scoring, tools, training
+from xmodal_dist.cli import data, evaluation, scoring, submit, tools, training
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.version import __version__
 
@@ -34,6 +34,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
+app.add_typer(submit.build(c for c in _COMMANDS if c.__module__ != tools.__name__), name="submit")
 _config_app.command("print")(tools.config_print)
 _config_app.command("encoders")(tools.config_encoders)
 _config_app.command("schema")(tools.config_schema)
