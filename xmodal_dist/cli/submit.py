@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, say, show, show_result
@@ -19,19 +20,19 @@ from xmodal_dist.submit.client import Cluster, Job, exit_code
 from xmodal_dist.submit.package import files_to_send, write_package
 from xmodal_dist.submit.request import DEFAULT_ADDRESS, check_address, find_token, next_attempt, plan_request
 
-__all__ = ["build"]
+__all__ = ["build", "list_jobs", "logs", "status", "stop"]
 
 _PATHS = ("bundle", "data", "dataset", "input", "more", "output", "path", "runs")
 """Parameters of commands that name data, which the packaged tree does not hold."""
 
-Address = Annotated[
+_Address = Annotated[
     str | None,
     typer.Option(
         "--address", help=f"The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else {DEFAULT_ADDRESS}."
     ),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a cluster elsewhere without a token.")]
-SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="As printed when the job was submitted.")]
+_Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a cluster elsewhere without a token.")]
+_SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="As printed when the job was submitted.")]
 
 
 def build(commands: Iterable[Callable[..., None]]) -> typer.Typer:
@@ -52,7 +53,7 @@ def build(commands: Iterable[Callable[..., None]]) -> typer.Typer:
 def _job_command(name: str, command: Callable[..., None]) -> Callable[..., None]:
     def submit_job(
         context: typer.Context,
-        address: Address = None,
+        address: _Address = None,
         env: Annotated[
             list[str] | None,
             typer.Option(
@@ -66,7 +67,7 @@ def _job_command(name: str, command: Callable[..., None]) -> Callable[..., None]
         wait: Annotated[
             bool, typer.Option("--wait/--no-wait", help="Follow the job, and end as it ends.")
         ] = True,
-        insecure: Insecure = False,
+        insecure: _Insecure = False,
     ) -> None:
         arguments = _checked(command, name, context.args)
         request = plan_request(name, arguments, env or ())
@@ -115,7 +116,10 @@ def _paths(parsed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def status(
-    submission_id: SubmissionId, address: Address = None, insecure: Insecure = False, as_json: AsJson = False
+    submission_id: _SubmissionId,
+    address: _Address = None,
+    insecure: _Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a job; the exit code is 0 whatever its status."""
     job = _connect(address, insecure).job(submission_id)
@@ -124,9 +128,9 @@ def status(
 
 
 def logs(
-    submission_id: SubmissionId,
-    address: Address = None,
-    insecure: Insecure = False,
+    submission_id: _SubmissionId,
+    address: _Address = None,
+    insecure: _Insecure = False,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Until it ends; then end as it ended.")
     ] = False,
@@ -138,19 +142,19 @@ def logs(
     print(cluster.logs(submission_id), end="", flush=True)
 
 
-def stop(submission_id: SubmissionId, address: Address = None, insecure: Insecure = False) -> None:
+def stop(submission_id: _SubmissionId, address: _Address = None, insecure: _Insecure = False) -> None:
     """Stop a job; its command submitted again continues it."""
     cluster = _connect(address, insecure)
     was_running = cluster.stop(submission_id)
     say("asked it to stop" if was_running else f"it is over already: {cluster.job(submission_id).status}")
 
 
-def list_jobs(address: Address = None, insecure: Insecure = False, as_json: AsJson = False) -> None:
+def list_jobs(address: _Address = None, insecure: _Insecure = False, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, the newest first."""
     jobs = _connect(address, insecure).jobs()
     table = Table("id", "status", "started", "seconds", "command", box=None, pad_edge=False)
     for job in jobs:
-        table.add_row(job.submission_id or "-", job.status, _time(job), _seconds(job), job.entrypoint)
+        table.add_row(job.submission_id or "-", job.status, _time(job), _seconds(job), escape(job.entrypoint))
     show_result([job._asdict() for job in jobs], as_json, lambda: show(table))
 
 
