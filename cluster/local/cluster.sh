@@ -49,7 +49,7 @@ start() { # NODE: Ray in the foreground of a process of its own, so that ending 
   echo $! >"$state/$1.pid"
 }
 
-alive() { kill -0 "$(cat "$state/$1.pid")" 2>/dev/null; }
+alive() { grep -q '^State:[[:space:]]*[^Z[:space:]]' "/proc/$(cat "$state/$1.pid")/status" 2>/dev/null; } # no zombie
 started() { grep -q 'Ray runtime started' "$state/$1.log"; }
 
 join() { # NODE: wait until it runs; on a machine that is busy, Ray gives up after half a minute, and is started again
