@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,33 @@ def _ended(status: str, code: int | None = None, error: str | None = None) -> Jo
 )
 def test_a_job_ends_with_the_code_of_its_command(job: Job, code: int) -> None:
     assert job.is_over and exit_code(job) == code
+
+
+class _BreakingClient:
+    """A Jobs API whose first connection breaks in the middle of a log."""
+
+    def __init__(self) -> None:
+        self.statuses = ["RUNNING", "SUCCEEDED"]
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        yield "one\ntwo"
+        if len(self.statuses) == 2:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        yield "\nthree\n"
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        status, ray_names = (
+            SimpleNamespace(value=self.statuses.pop(0)),
+            ("error_type", "start_time", "end_time"),
+        )
+        return SimpleNamespace(**{**_ended("")._asdict(), **dict.fromkeys(ray_names), "status": status})
+
+
+def test_a_log_goes_on_where_its_connection_broke() -> None:
+    cluster, printed = Cluster.__new__(Cluster), []
+    cluster.address, cluster._client = "http://127.0.0.1:1", _BreakingClient()  # type: ignore[assignment]
+    assert cluster.follow("x-1", printed.append).status == "SUCCEEDED"
+    assert "".join(printed) == "one\ntwo\nthree\n"
 
 
 def _xmodal(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:

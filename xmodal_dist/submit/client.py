@@ -153,15 +153,20 @@ class Cluster:
             job = self.job(submission_id)
             if job.is_over:
                 return job
+            time.sleep(1)
 
     async def _tail(self, submission_id: str, write: Callable[[str], None], seen: int) -> int:
         """Hand on the log beyond its first ``seen`` characters; returns how many there are now."""
         position = 0
-        async for text in self._client.tail_job_logs(submission_id):
-            fresh = text[max(0, seen - position) :]
-            position += len(text)
-            if fresh:
-                write(fresh)
+        try:
+            async for text in self._client.tail_job_logs(submission_id):
+                fresh = text[max(0, seen - position) :]
+                position += len(text)
+                if fresh:
+                    write(fresh)
+        except RuntimeError as error:  # a connection that broke is made anew while the cluster answers
+            if "WebSocket" not in str(error):
+                raise
         return max(seen, position)
 
 
