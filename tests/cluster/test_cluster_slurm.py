@@ -17,6 +17,7 @@ if [ "$1" = show ]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*" >>"$
 """,
     "hostname": "#!/bin/bash\necho '10.0.0.1 fd00::1'\n",
     "srun": """#!/bin/bash
+if [[ "$*" == *"ray stop --force" ]]; then echo "sweep" >>"$CALLS"; exit; fi
 echo "srun $*" >>"$CALLS"
 echo "environment $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH $RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" >>"$CALLS"
 trap 'echo "srun was ended" >>"$CALLS"; exit 143' TERM
@@ -72,7 +73,8 @@ def test_nodes_share_a_token_and_the_head_runs_a_command_of_ours(
         job = _start(script, environment)
         output, _ = job.communicate(timeout=60)
         assert job.returncode == 0, output
-    first, first_environment, second, _ = _calls(environment)
+    before, first, first_environment, again, second, _ = _calls(environment)
+    assert before == again == "sweep", "what a killed job left behind is ended first"
     assert first == second, "the same command again is the same step"
     ray, command = first.split(" -- ")
     assert "ray symmetric-run --address 10.0.0.1:6379 --min-nodes 2 --num-cpus 4" in ray
@@ -114,12 +116,12 @@ def test_before_the_time_limit_the_step_is_ended_and_the_job_goes_back_to_the_qu
 ) -> None:
     job = _start(script, {**environment, "STEP_TENTHS_S": "600"})
     deadline = time.monotonic() + 60
-    while len(_calls(environment)) < 2 and time.monotonic() < deadline:
+    while len(_calls(environment)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 0 and "time limit is near" in output
-    assert _calls(environment)[2:] == ["srun was ended", "scontrol requeue 77"]
+    assert _calls(environment)[3:] == ["srun was ended", "sweep", "scontrol requeue 77"]
 
 
 def test_slurm_is_asked_for_what_the_script_relies_on(script: Path) -> None:
