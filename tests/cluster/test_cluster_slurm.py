@@ -18,9 +18,16 @@ if [ "$1" = show ]; then printf 'node1\\nnode2\\n'; else echo "scontrol $*" >>"$
     "hostname": "#!/bin/bash\necho '10.0.0.1 fd00::1'\n",
     "srun": """#!/bin/bash
 if [[ "$*" == *"ray stop --force" ]]; then echo "sweep" >>"$CALLS"; exit; fi
-echo "srun $*" >>"$CALLS"
-echo "environment $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH $RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" >>"$CALLS"
-trap 'echo "srun was ended" >>"$CALLS"; exit 143' TERM
+trap 'echo "srun was ended" >>"$CALLS"; kill -- -$step; exit 143' TERM
+while [ "$1" != -- ]; do options+=("$1"); shift; done
+echo "srun ${options[*]}" >>"$CALLS"
+shift
+setsid "$@" & step=$!
+wait $step || exit 143  # the code of a node that was ended because the head's command failed
+""",
+    "xmodal": """#!/bin/bash
+echo "xmodal $*" >>"$CALLS"
+echo "$RAY_ADDRESS $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH $RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" >>"$CALLS"
 for _ in $(seq "${STEP_TENTHS_S:-0}"); do sleep 0.1; done
 exit "${STEP_EXIT_CODE:-0}"
 """,
@@ -73,16 +80,16 @@ def test_nodes_share_a_token_and_the_head_runs_a_command_of_ours(
         job = _start(script, environment)
         output, _ = job.communicate(timeout=60)
         assert job.returncode == 0, output
-    before, first, first_environment, again, second, _ = _calls(environment)
-    assert before == again == "sweep", "what a killed job left behind is ended first"
-    assert first == second, "the same command again is the same step"
-    ray, command = first.split(" -- ")
-    assert "ray symmetric-run --address 10.0.0.1:6379 --min-nodes 2 --num-cpus 4" in ray
-    assert command.startswith("env RAY_ADDRESS=10.0.0.1:6379 xmodal train --resume --data")
+    calls = _calls(environment)
+    assert calls[:4] == calls[4:], "the same command again does the same"
+    swept, step, command, seen = calls[:4]
+    assert swept == "sweep", "what a killed job left behind is ended first"
+    assert step.endswith(" ray symmetric-run --address 10.0.0.1:6379 --min-nodes 2 --num-cpus 4")
+    assert command == "xmodal train --resume --data /shared/a data --output /shared/run"
     parsed = parses("xmodal train --resume --data '/shared/a data' --output /shared/run")
-    assert parsed["resume"] and parsed["data"] in first
+    assert parsed["resume"] and parsed["data"] == ARGUMENTS[1]
     token = Path(environment["HOME"], ".ray", "auth_token")
-    assert first_environment == f"environment token {token} 600"
+    assert seen == f"10.0.0.1:6379 token {token} 600"
     assert len(token.read_text()) == 64 and token.stat().st_mode & 0o077 == 0
 
 
@@ -114,14 +121,14 @@ def test_exit_codes_are_passed_on_and_75_goes_back_to_the_queue(
 def test_before_the_time_limit_the_step_is_ended_and_the_job_goes_back_to_the_queue(
     script: Path, environment: dict[str, str]
 ) -> None:
-    job = _start(script, {**environment, "STEP_TENTHS_S": "600"})
+    job = _start(script, {**environment, "STEP_TENTHS_S": "50"})
     deadline = time.monotonic() + 60
-    while len(_calls(environment)) < 3 and time.monotonic() < deadline:
+    while len(_calls(environment)) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 0 and "time limit is near" in output
-    assert _calls(environment)[3:] == ["srun was ended", "sweep", "scontrol requeue 77"]
+    assert _calls(environment)[4:] == ["srun was ended", "sweep", "scontrol requeue 77"]
 
 
 def test_slurm_is_asked_for_what_the_script_relies_on(script: Path) -> None:
