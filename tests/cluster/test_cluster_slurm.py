@@ -89,7 +89,7 @@ def test_nodes_share_a_token_and_the_head_runs_a_command_of_ours(
     parsed = parses("xmodal train --resume --data '/shared/a data' --output /shared/run")
     assert parsed["resume"] and parsed["data"] == ARGUMENTS[1]
     token = Path(environment["HOME"], ".ray", "auth_token")
-    assert seen == f"10.0.0.1:6379 token {token} 600"
+    assert seen == f"10.0.0.1:6379 token {token} 300"
     assert len(token.read_text()) == 64 and token.stat().st_mode & 0o077 == 0
 
 
