@@ -16,6 +16,7 @@ state=${XMODAL_LOCAL_DIR:-/tmp/xmodal-local}
 subnet=${XMODAL_LOCAL_SUBNET:-10.77.0}
 cpus=${XMODAL_CPUS_PER_NODE:-2}
 bridge=xmodal0
+host_environment=(GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0) # the hosts share this machine's name, which is no address
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/auth_token" RAY_USAGE_STATS_ENABLED=0
 
 isolated() { [ "$(id -u)" -eq 0 ] && [ -z "${XMODAL_LOCAL_SHARED:-}" ]; }
@@ -23,7 +24,7 @@ address() { if isolated; then echo "$subnet.$((10 + $1))"; else echo 127.0.0.1; 
 inside() { # NODE COMMAND...
   local node=$1
   shift
-  if isolated; then exec ip netns exec "xmodal-$node" "$@"; else exec "$@"; fi
+  if isolated; then exec ip netns exec "xmodal-$node" env "${host_environment[@]}" "$@"; else exec "$@"; fi
 }
 nodes() { find "$state" -maxdepth 1 -name '*.pid' -printf '%f\n' 2>/dev/null | sed 's/\.pid$//' | sort -n; }
 
