@@ -1,0 +1,151 @@
+"""Hyperparameter search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from xmodal_dist import config as configuration
+from xmodal_dist import runtime, storage
+from xmodal_dist.api.evaluation import EVALUATIONS, evaluate
+from xmodal_dist.api.files import write_json
+from xmodal_dist.bundle import load_bundle
+from xmodal_dist.errors import UsageError
+from xmodal_dist.report import search as search_page
+from xmodal_dist.report.search import SearchedTrial
+from xmodal_dist.train.log import read_metrics
+from xmodal_dist.tune.ledger import IDENTITY_NAME, RESULT_NAME, read_ledger, run_of, running_trials
+from xmodal_dist.tune.run import RunSettings
+
+if TYPE_CHECKING:
+    from xmodal_dist.tune.search import SearchResult
+
+__all__ = ["show_search", "tune"]
+
+_BEST_NAME = "best.yaml"
+_TEST_NAME = "test.json"
+
+
+def tune(
+    data: str,
+    output: str,
+    *,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    trials: int | None = None,
+    budget_minutes: float | None = None,
+    num_workers: int | None = None,
+    repeat_seeds: int | None = None,
+    resume: bool = False,
+) -> SearchResult:
+    """Search the settings of a training on its validation split, make the best one's bundle, and test that once.
+
+    Args:
+        data: the dataset.
+        output: directory to write.
+        config: YAML file of settings; its section ``search`` says what is searched and how.
+        set: overrides like ``search.scheduler=none``.
+        trials: how many; None takes the settings'.
+        budget_minutes: no trial begins later; None takes the settings'.
+        num_workers: DDP workers of each trial; None takes the settings', by default 1.
+        repeat_seeds: seeds that the best are trained with; None takes the settings'.
+        resume: go on with the search in ``output``.
+    """
+    from xmodal_dist.tune.live import LiveTable
+    from xmodal_dist.tune.search import load_searchable, search  # Ray Tune takes seconds to import
+
+    data, output = storage.absolute(data), storage.absolute(output)
+    given = {
+        "search.trials": trials,
+        "search.budget_minutes": budget_minutes,
+        "train.num_workers": num_workers,
+    }
+    given["search.repeat_seeds"] = repeat_seeds
+    overrides = [*set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
+    settings = configuration.load(config, overrides)
+    manifest = load_searchable(data)
+    kinds = {field.name: field.kind for field in manifest.fields}
+    run = RunSettings(settings.fields, settings.model, settings.train, settings.pipeline, kinds)
+    several = (settings.train.num_workers or 1) > 1
+    # What a killed nested trainer held is found through the dashboard's State API.
+    with runtime.connect(dashboard=several), LiveTable(settings.search, run.train) as table:
+        result = search(data, output, run, settings.search, resume=resume, watcher=table)
+    # JSON is YAML, but for numbers like 1e-05, which YAML takes for words; validation makes numbers of them again.
+    best = [f"{name}={json.dumps(value)}" for name, value in result.best.values.items()]
+    chosen = configuration.load(config, [*overrides, *best, f"train.seed={result.best.seed}"])
+    storage.write_bytes(storage.join(output, _BEST_NAME), configuration.dump_changed(chosen).encode())
+    if "test" in manifest.splits and manifest.splits["test"].rows:
+        _test_once(result, data)
+    _write_page(output)
+    return result
+
+
+def show_search(output: str) -> dict[str, Any]:
+    """The state of a search, under way or ended, from its files; also writes its page anew.
+
+    Args:
+        output: directory of the search.
+
+    Returns:
+        ``trials``, the lines of its table; ``running``, the numbers of those without one; and ``result``, the content
+        of result.json, None while it goes on; ``test``, the figures of the test split; ``metric``, what is optimised.
+
+    Raises:
+        UsageError: there is no search.
+    """
+    output = storage.absolute(output)
+    if not storage.exists(storage.join(output, IDENTITY_NAME)):
+        raise UsageError(f"{output!r} holds no search: expected a directory that xmodal tune has written")
+    return _write_page(output)
+
+
+def _test_once(result: SearchResult, data: str) -> None:
+    """Evaluate the chosen bundle on the test split; a search that is resumed after its end does not look again."""
+    place, fingerprint = storage.join(result.output, _TEST_NAME), load_bundle(result.bundle).fingerprint
+    known = _read_json(place)
+    if known is None or known["bundle"] != fingerprint:
+        metrics = evaluate(result.bundle, data, storage.join(result.output, EVALUATIONS, "test"))
+        figures = {name: metrics[name] for name in ("accuracy", "macro_f1", "rows")}
+        write_json(place, {"bundle": fingerprint, **figures})
+
+
+def _write_page(output: str) -> dict[str, Any]:
+    """Write report.html of what there is by now, and return what it is made from."""
+    ledger, result = read_ledger(output), _read_json(storage.join(output, RESULT_NAME))
+    test, identity = (
+        _read_json(storage.join(output, _TEST_NAME)),
+        _read_json(storage.join(output, IDENTITY_NAME)),
+    )
+    numbers = sorted({*ledger, *running_trials(output, ledger)})
+    lines = {number: read_metrics(run_of(output, number)) for number in numbers}
+    trials = [
+        SearchedTrial(
+            number,
+            asdict(ledger[number]) if number in ledger else {},
+            [line for line in lines[number] if line["event"] == "epoch"],
+        )
+        for number in numbers
+    ]
+    best_yaml, metric = storage.join(output, _BEST_NAME), (identity or {})["metrics"][0]
+    page = search_page.render(
+        output.rstrip("/").rpartition("/")[2],
+        trials,
+        identity or {},
+        result,
+        storage.read_text(best_yaml) if result and storage.exists(best_yaml) else "",
+        test,
+    )
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    return {
+        "trials": [asdict(record) for record in ledger.values()],
+        "running": [number for number in numbers if number not in ledger],
+        "result": result,
+        "test": test,
+        "metric": metric,
+    }
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    return dict(json.loads(storage.read_text(path))) if storage.exists(path) else None
