@@ -16,6 +16,7 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.report import search as search_page
 from xmodal_dist.report.search import SearchedTrial
 from xmodal_dist.train.log import read_metrics
+from xmodal_dist.tune.importance import importances
 from xmodal_dist.tune.ledger import IDENTITY_NAME, RESULT_NAME, read_ledger, run_of, running_trials
 from xmodal_dist.tune.run import RunSettings
 
@@ -90,15 +91,13 @@ def show_search(output: str) -> dict[str, Any]:
 
     Returns:
         ``trials``, the lines of its table; ``running``, the numbers of those without one; and ``result``, the content
-        of result.json, None while it goes on; ``test``, the figures of the test split; ``metric``, what is optimised.
+        of result.json, None while it goes on; ``test``, the figures of the test split; ``metric``,
+        what is optimised; ``importance``, the share of each setting.
 
     Raises:
         UsageError: there is no search.
     """
-    output = storage.absolute(output)
-    if not storage.exists(storage.join(output, IDENTITY_NAME)):
-        raise UsageError(f"{output!r} holds no search: expected a directory that xmodal tune has written")
-    return _write_page(output)
+    return _write_page(storage.absolute(output))
 
 
 def _test_once(result: SearchResult, data: str) -> None:
@@ -113,37 +112,34 @@ def _test_once(result: SearchResult, data: str) -> None:
 
 def _write_page(output: str) -> dict[str, Any]:
     """Write report.html of what there is by now, and return what it is made from."""
-    ledger, result = read_ledger(output), _read_json(storage.join(output, RESULT_NAME))
-    test, identity = (
-        _read_json(storage.join(output, _TEST_NAME)),
+    records, result = read_ledger(output), _read_json(storage.join(output, RESULT_NAME))
+    identity, test = (
         _read_json(storage.join(output, IDENTITY_NAME)),
+        _read_json(storage.join(output, _TEST_NAME)),
     )
-    numbers = sorted({*ledger, *running_trials(output, ledger)})
-    lines = {number: read_metrics(run_of(output, number)) for number in numbers}
-    trials = [
-        SearchedTrial(
-            number,
-            asdict(ledger[number]) if number in ledger else {},
-            [line for line in lines[number] if line["event"] == "epoch"],
-        )
-        for number in numbers
-    ]
-    best_yaml, metric = storage.join(output, _BEST_NAME), (identity or {})["metrics"][0]
-    page = search_page.render(
-        output.rstrip("/").rpartition("/")[2],
-        trials,
-        identity or {},
-        result,
-        storage.read_text(best_yaml) if result and storage.exists(best_yaml) else "",
-        test,
-    )
+    if identity is None:
+        raise UsageError(f"{output!r} holds no search: expected a directory that xmodal tune has written")
+    running = running_trials(output, records)
+    trials = []
+    for number in sorted([*records, *running]):
+        lines = [line for line in read_metrics(run_of(output, number)) if line["event"] == "epoch"]
+        trials.append(SearchedTrial(number, asdict(records[number]) if number in records else {}, lines))
+    metric, space = identity["metrics"][0], identity["search"]["space"]
+    known = [r for r in records.values() if r.state != "failed" and r.metrics]
+    dimensions = {n: {k: v for k, v in d.items() if v is not None} for n, d in space.items()}
+    importance = importances(dimensions, [r.values for r in known], [r.metrics[metric] for r in known])
+    best = storage.join(output, _BEST_NAME)
+    best_yaml = storage.read_text(best) if result and storage.exists(best) else ""
+    name = output.rstrip("/").rpartition("/")[2]
+    page = search_page.render(name, trials, identity, result, importance, best_yaml, test)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
     return {
-        "trials": [asdict(record) for record in ledger.values()],
-        "running": [number for number in numbers if number not in ledger],
+        "metric": metric,
+        "trials": [asdict(record) for record in records.values()],
+        "running": running,
+        "importance": importance,
         "result": result,
         "test": test,
-        "metric": metric,
     }
 
 

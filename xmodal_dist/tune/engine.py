@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import time
@@ -21,7 +23,7 @@ from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
 from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space
-from xmodal_dist.tune.trial import Trial, TrialBase
+from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of
 
 __all__ = ["Running", "Watcher", "run_trials"]
 
@@ -80,7 +82,7 @@ def run_trials(
         watcher: shows what goes on.
         deadline_s: time.time() after which no trial begins and each ends with its epoch.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(os.environ.get("XLOG", "CRITICAL"))
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     pauses = settings.scheduler in ("hyperband", "pbt")
@@ -90,9 +92,14 @@ def run_trials(
     trainable = tune.with_resources(
         tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)
     )
-    place = storage.join(base.output, _STORAGE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own use of its deprecated parts
+    numbers, place = account.numbers, storage.join(base.output, _STORAGE)
+
+    def called(trial: Any) -> str:
+        return name_of(numbers[trial.trial_id])
+
+    # Standard output is for results, and Ray warns of its own use of its deprecated parts.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -100,6 +107,8 @@ def run_trials(
                 scheduler=make_scheduler(settings, space, _max_epochs(base, space)),
                 num_samples=-1,
                 reuse_actors=True,
+                trial_name_creator=called,
+                trial_dirname_creator=called,
             ),
             run_config=tune.RunConfig(
                 name=f"search-{uuid.uuid4().hex[:12]}",
@@ -138,6 +147,7 @@ class _Account(tune.Callback):
         self._base, self._settings, self._ledger = base, settings, ledger
         self._planned, self._tell, self._watcher, self._deadline_s = planned, tell, watcher, deadline_s
         self._begun: dict[int, tuple[Planned, float]] = {}
+        self.numbers: dict[str, int] = {}
         self._results: dict[int, dict[str, Any]] = {}
         self._errors: dict[int, str] = {}
         self.searcher, self.stopper = _Searcher(self), _Stopper(self)
@@ -154,48 +164,47 @@ class _Account(tune.Callback):
     def is_very_late(self) -> bool:
         return self._deadline_s is not None and time.time() > self._deadline_s + _GRACE_S
 
-    def next_config(self) -> dict[str, Any] | None:
+    def next_config(self, trial_id: str) -> dict[str, Any] | None:
         planned = None if self.is_late else self._planned()
         if planned is None:
             return None
         self._begun[planned.number] = (planned, time.time())
+        self.numbers[trial_id] = planned.number
         self._show()
-        return {
-            "trial": planned.number, "seed": planned.seed, "repeat_of": planned.repeat_of, **planned.values
-        }  # fmt: skip
+        return {"seed": planned.seed, "repeat_of": planned.repeat_of, **planned.values}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         del iteration, trials, info
-        number = trial.config["trial"]
+        number = number_of(str(trial))
         self._results[number] = {**self._results.get(number, {}), **result}
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
-        self._record(trial.config)
+        self._record(number_of(str(trial)), trial.config)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
-        self._free(trial.config["trial"])
+        self._free(number_of(str(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
-        number = trial.config["trial"]
+        number = number_of(str(trial))
         self._errors[number] = _last_line(trial.get_error()) or "its process died"
         self._free(number)
-        self._record(trial.config)
+        self._record(number_of(str(trial)), trial.config)
 
     def close(self) -> None:
         """Lines for the trials that time cut off, if it was time."""
         if self.is_late:
             for number in [n for n in self._begun if n not in self._ledger.records and n in self._results]:
                 self._free(number)
-                self._record({"trial": number, **self._begun[number][0].values})
+                self._record(number, self._begun[number][0].values)
 
-    def _record(self, config: Mapping[str, Any]) -> None:
-        planned, began_s = self._begun[config["trial"]]
+    def _record(self, number: int, config: Mapping[str, Any]) -> None:
+        planned, began_s = self._begun[number]
         result, needs = self._results.get(planned.number, {}), self._base.needs
         error = self._errors.get(planned.number)
         if error is not None:
@@ -258,7 +267,7 @@ class _Searcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        config = self._account.next_config()
+        config = self._account.next_config(trial_id)
         return Searcher.FINISHED if config is None else config
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +19,7 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.tune.ledger import Planned
 from xmodal_dist.tune.settings import Dimension, SearchSettings
 from xmodal_dist.tune.space import Space
-from xmodal_dist.tune.trial import SCORE, TrialBase, trial_job
+from xmodal_dist.tune.trial import SCORE, TrialBase, number_of, trial_job
 
 __all__ = ["SparingScheduler", "check_population", "make_scheduler"]
 
@@ -173,5 +172,4 @@ def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spared(trial: Any) -> bool:
-    config: Mapping[str, Any] = trial.config
-    return bool(config["trial"] == 0)
+    return number_of(str(trial)) == 0

@@ -40,7 +40,7 @@ from xmodal_dist.tune.resources import Needs
 from xmodal_dist.tune.run import RunSettings
 from xmodal_dist.tune.settings import Metric
 
-__all__ = ["SCORE", "Trial", "TrialBase", "objectives_of", "trial_job"]
+__all__ = ["SCORE", "Trial", "TrialBase", "name_of", "number_of", "objectives_of", "trial_job"]
 
 SCORE = "score"
 """What schedulers see: the first metric, higher is better."""
@@ -192,8 +192,18 @@ class _Group:
             self._error = error
 
 
+def name_of(number: int) -> str:
+    """What Tune calls a trial; its number is in its name, because configurations travel from trial to trial."""
+    return f"trial-{number:05d}"
+
+
+def number_of(name: str) -> int:
+    """Inverse of :func:`name_of`."""
+    return int(name.rpartition("-")[2])
+
+
 class Trial(Trainable):
-    """One trial after another; the configuration is ``trial``, ``seed`` and the searched settings by dotted name."""
+    """One trial after another; the configuration is ``seed`` and the searched settings by dotted name."""
 
     def setup(self, config: dict[str, Any], base: TrialBase | None = None) -> None:
         """Called once an actor."""
@@ -251,7 +261,7 @@ class Trial(Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._began_s, self._began_cpu_s = time.monotonic(), time.process_time()
         values = {k: v for k, v in config.items() if "." in k}
-        self._planned = Planned(config["trial"], values, config["seed"], config.get("repeat_of"))
+        self._planned = Planned(number_of(self.trial_name), values, config["seed"], config["repeat_of"])
         self._lazy_job: TrainJob | None = None
 
     def _end(self) -> None:
