@@ -193,9 +193,10 @@ def test_schedulers_end_with_trials_of_any_size(
 ) -> None:
     space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0.0, 0.5]}}
     given = [*(s for s in SET if "search." not in s or "concurrent" in s), f"search.scheduler={scheduler}"]
+    given.append("search.algorithm=random")
     found = api.tune(
-        tiny_dataset, str(tmp_path / "search"), config=_config(tmp_path, space), set=[*given, "search.algorithm=random"],
-        trials=4, num_workers=num_workers,
+        tiny_dataset, str(tmp_path / "search"), config=_config(tmp_path, space), set=given, trials=4,
+        num_workers=num_workers,
     )  # fmt: skip
     assert sum(found.summary["trials"].values()) == 4 and "failed" not in found.summary["trials"]
     assert not [g for g in _placement_groups() if g["state"] != "REMOVED"]

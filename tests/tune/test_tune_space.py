@@ -164,9 +164,12 @@ def test_importance_finds_the_setting_that_mattered() -> None:
     space = _space({k: CONDITIONAL[k] for k in ("train.learning_rate", "model.fusion", "model.fusion_rank")})
     rng = np.random.default_rng(1)
     points = [space.random_point(rng) for _ in range(40)]
-    scores = [float(np.log(point["train.learning_rate"])) for point in points]
+    epochs = [int(rng.integers(1, 9)) for _ in points]
+    # Half of it is how long a trial was let go on, which is no setting's merit.
+    scores = [float(np.log(p["train.learning_rate"])) + e / 2 for p, e in zip(points, epochs, strict=True)]
     plain = {n: d.model_dump(mode="json", exclude_none=True) for n, d in space.dimensions.items()}
-    found = importances(plain, points, scores)
+    found = importances(plain, points, scores, epochs)
     assert next(iter(found)) == "train.learning_rate" and found["train.learning_rate"] > 0.8
     assert sum(found.values()) == pytest.approx(1.0)
-    assert importances(plain, points[:5], scores[:5]) == {} == importances(plain, points, [0.5] * 40)
+    assert importances(plain, points[:5], scores[:5], epochs[:5]) == {}
+    assert importances(plain, points, [0.5] * 40, epochs) == {}

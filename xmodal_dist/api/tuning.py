@@ -127,7 +127,8 @@ def _write_page(output: str) -> dict[str, Any]:
     metric, space = identity["metrics"][0], identity["search"]["space"]
     known = [r for r in records.values() if r.state != "failed" and r.metrics]
     dimensions = {n: {k: v for k, v in d.items() if v is not None} for n, d in space.items()}
-    importance = importances(dimensions, [r.values for r in known], [r.metrics[metric] for r in known])
+    reached = [r.metrics[metric] for r in known]
+    importance = importances(dimensions, [r.values for r in known], reached, [r.epochs for r in known])
     best = storage.join(output, _BEST_NAME)
     best_yaml = storage.read_text(best) if result and storage.exists(best) else ""
     name = output.rstrip("/").rpartition("/")[2]

@@ -35,6 +35,8 @@ _ENVIRONMENT = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
 }
 _STORAGE = "ray"
+_KEPT_CHECKPOINTS = 4
+"""Of a trial that was paused or is copied; one that another is to go on from must not go too early."""
 _GRACE_S = 120.0
 """Trials whose epoch takes this long after the time is over are cut off; their last checkpoint counts."""
 
@@ -115,6 +117,7 @@ def run_trials(
                 storage_path=place,
                 stop=account.stopper,
                 callbacks=[account],
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
                 verbose=0,
             ),
@@ -178,7 +181,9 @@ class _Account(tune.Callback):
     ) -> None:
         del iteration, trials, info
         number = number_of(str(trial))
-        self._results[number] = {**self._results.get(number, {}), **result}
+        before = self._results.get(number, {})
+        sums = {name: _sum(before.get(name), result.get(name)) for name in ("wall_s", "cpu_s")}
+        self._results[number] = {**before, **result, **sums}
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -225,8 +230,8 @@ class _Account(tune.Callback):
             epochs=result.get("epoch", 0),
             seed=planned.seed,
             repeat_of=planned.repeat_of,
-            wall_s=round(result.get("wall_s", 0.0), 3),
-            cpu_s=None if result.get("cpu_s") is None else round(result["cpu_s"], 3),
+            wall_s=result.get("wall_s") or 0.0,
+            cpu_s=result.get("cpu_s"),
             cpus=needs.num_workers * (needs.cpus + needs.reader_cpus),
             gpus=needs.num_workers * needs.gpus,
             began_s=began_s,
@@ -291,6 +296,10 @@ class _Stopper(Stopper):
 
     def stop_all(self) -> bool:
         return self._account.is_very_late
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return one if other is None else round((one or 0.0) + other, 3)
 
 
 def _last_line(text: str | None) -> str:

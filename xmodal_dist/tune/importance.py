@@ -15,7 +15,10 @@ _TREES = 100
 
 
 def importances(
-    dimensions: Mapping[str, Mapping[str, Any]], points: Sequence[Mapping[str, Any]], scores: Sequence[float]
+    dimensions: Mapping[str, Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
+    scores: Sequence[float],
+    epochs: Sequence[int],
 ) -> dict[str, float]:
     """Share of each setting in what the forest explains, the largest first; {} of too few trials, or of equal ones.
 
@@ -23,6 +26,8 @@ def importances(
         dimensions: by dotted name, as in result.json.
         points: [n] the values of each trial; a setting whose condition did not hold is missing.
         scores: [n] what each reached.
+        epochs: [n] after how many epochs; the forest sees them, so that trials that were stopped early count for what
+            they reached by then.
     """
     if len(points) < FEWEST_TRIALS or np.ptp(scores) == 0 or not dimensions:
         return {}
@@ -30,10 +35,13 @@ def importances(
     from sklearn.inspection import permutation_importance
 
     names = list(dimensions)
-    x = np.array([[_number(dimensions[name], point.get(name)) for name in names] for point in points])
+    rows = zip(points, epochs, strict=True)
+    x = np.array(
+        [[*(_number(dimensions[n], point.get(n)) for n in names), float(after)] for point, after in rows]
+    )
     forest = RandomForestRegressor(_TREES, min_samples_leaf=2, random_state=0, n_jobs=1).fit(x, scores)
     found = permutation_importance(forest, x, scores, n_repeats=10, random_state=0, n_jobs=1).importances_mean
-    found = np.maximum(found, 0.0)
+    found = np.maximum(found[: len(names)], 0.0)
     if not found.sum():
         return {}
     order = np.argsort(-found, kind="stable")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from xmodal_dist.tune.algorithms import make_algorithm
 from xmodal_dist.tune.choice import choose
@@ -44,12 +43,13 @@ class Plan:
         unfinished = ledger.unfinished()
         self._waiting = [planned for planned in unfinished if planned.repeat_of is None]
         self._repeats = [planned for planned in unfinished if planned.repeat_of is not None]
-        self._count = len(known) + len(self._waiting)
+        begun = [*(record.trial for record in known), *(planned.number for planned in self._waiting)]
         numbers = [*ledger.records, *(planned.number for planned in unfinished)]
-        self._number = max(numbers, default=-1) + 1
+        self._has_own, self._count = 0 in begun, len(begun)
+        self._number = max([0, *numbers]) + 1
         self._index_of: dict[int, int] = {}
         self._total = settings.trials or (_UNTIL_LATE if settings.budget_minutes else _DEFAULT_TRIALS)
-        if len(numbers) > self._count and settings.trials is None:
+        if len(numbers) > len(begun) and settings.trials is None:
             self._total = self._count  # the best were being repeated already
         self._own = space.base_point(run)
         self._algorithm = make_algorithm(space, settings, len(metrics), len(known))
@@ -67,12 +67,18 @@ class Plan:
             return self._waiting.pop(0)
         if self._count >= self._total:
             return None
-        values = self._ask() if self._count else self._own
+        self._count += 1
+        if not self._has_own:
+            self._has_own = True
+            return Planned(0, self._own, self._run.train.seed)
+        index = self._count - 2  # of the algorithm's trials
+        values = self._algorithm.ask(index)
         if values is None:
+            self._count -= 1
             return None
         planned = Planned(self._number, values, self._run.train.seed)
+        self._index_of[planned.number] = index
         self._number += 1
-        self._count += 1
         return planned
 
     def tell(self, record: TrialRecord) -> None:
@@ -97,9 +103,3 @@ class Plan:
                     found.append(Planned(self._number, best.values, seed, best.trial))
                     self._number += 1
         return found
-
-    def _ask(self) -> dict[str, Any] | None:
-        index = self._count - 1
-        values = self._algorithm.ask(index)
-        self._index_of[self._number] = index
-        return values

@@ -259,7 +259,7 @@ class Trial(Trainable):
         self._end()
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self._began_s, self._began_cpu_s = time.monotonic(), time.process_time()
+        self._told_s, self._told_cpu_s = time.monotonic(), time.process_time()
         values = {k: v for k, v in config.items() if "." in k}
         self._planned = Planned(number_of(self.trial_name), values, config["seed"], config["repeat_of"])
         self._lazy_job: TrainJob | None = None
@@ -314,9 +314,12 @@ class Trial(Trainable):
         return sum(parameter.numel() for parameter in model.parameters())
 
     def _costs(self) -> dict[str, Any]:
+        """Seconds since they were last told."""
+        now_s, now_cpu_s = time.monotonic(), time.process_time()
         alone = self._base.needs.num_workers == 1
-        cpu_s = time.process_time() - self._began_cpu_s if alone else None
-        return {"wall_s": time.monotonic() - self._began_s, "cpu_s": cpu_s}
+        told = {"wall_s": now_s - self._told_s, "cpu_s": now_cpu_s - self._told_cpu_s if alone else None}
+        self._told_s, self._told_cpu_s = now_s, now_cpu_s
+        return told
 
 
 def _reason(error: Exception) -> str | None:
