@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ SPACE = {
 SET = (
     f"train.epochs={EPOCHS}", "train.batch_size=12", "train.lanes=6", "model.width=16", "pipeline.window_rows=8",
     "search.algorithm=grid", "search.scheduler=none", "search.max_failures=0", "search.repeat_top=1",
-    "search.max_concurrent=2",
+    "search.max_concurrent=2", "search.metrics=[accuracy, parameters]",
 )  # fmt: skip
 
 
@@ -105,6 +107,9 @@ def test_the_best_on_validation_becomes_the_bundle_and_is_tested_once(
     assert result["choices"][0]["mean"] >= result["default"] or len(result["choices"][0]["seeds"]) == SEEDS
     assert result["trials"]["finished"] == len([r for r in records.values() if r.state == "finished"])
     assert result["epochs"] <= result["epochs_asked"] == 6 * EPOCHS
+    highest = max(r.metrics["accuracy"] for r in records.values() if r.state == "finished")
+    front = [n for n, r in records.items() if r.state == "finished" and r.metrics["accuracy"] == highest]
+    assert result["pareto"] == sorted(front), "all networks have as many parameters"
     bundle = load_bundle(str(searched / "bundle"))
     assert bundle.metrics["val"]["accuracy"] == best.metrics["accuracy"]
     assert bundle.metrics["epoch"] == best.best_epoch and bundle.calibration is not None
@@ -200,6 +205,37 @@ def test_schedulers_end_with_trials_of_any_size(
     )  # fmt: skip
     assert sum(found.summary["trials"].values()) == 4 and "failed" not in found.summary["trials"]
     assert not [g for g in _placement_groups() if g["state"] != "REMOVED"]
+
+
+@soak
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_driver_that_is_killed_twice_loses_no_trial_and_repeats_none(
+    tiny_dataset: str, tmp_path: Path, num_workers: int
+) -> None:
+    output, planned = tmp_path / "search", 5
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0.0, 0.5]}}
+    command = [
+        sys.executable, "-m", "xmodal_dist.cli", "tune", "--data", tiny_dataset, "--output", str(output), "--resume",
+        "--config", _config(tmp_path, space), "--trials", str(planned), "--num-workers", str(num_workers),
+    ]  # fmt: skip
+    for setting in SET:
+        if "search." not in setting:
+            command += ["--set", setting]
+    kept: dict[int, Any] = {}
+    for lines in (1, 3, None):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while driver.poll() is None and (lines is None or len(read_ledger(str(output))) < lines):
+            time.sleep(0.2)
+        driver.kill()
+        assert driver.wait() == (0 if lines is None else -signal.SIGKILL)
+        records = read_ledger(str(output))
+        assert {n: records[n] for n in kept} == kept, "a finished trial was run again"
+        kept = records
+    table = [json.loads(line)["trial"] for line in (output / "trials.jsonl").read_text().splitlines()]
+    assert sorted(table) == list(range(planned))
+    assert all(record.state != "failed" for record in kept.values())
 
 
 def _placement_groups() -> list[dict[str, Any]]:

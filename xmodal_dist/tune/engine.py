@@ -23,7 +23,7 @@ from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
 from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space
-from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of
+from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of, objectives_of
 
 __all__ = ["Running", "Watcher", "run_trials"]
 
@@ -106,7 +106,7 @@ def run_trials(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=account.searcher,
-                scheduler=make_scheduler(settings, space, _max_epochs(base, space)),
+                scheduler=make_scheduler(settings, space, _max_epochs(base, space), _past(base, ledger)),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=called,
@@ -127,6 +127,16 @@ def run_trials(
     fs, inner = storage.filesystem(place)
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
+
+
+def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
+    """Scores after each epoch of the trials that have ended, but for the run's own settings, which nothing judges."""
+    name, past = base.metrics[0], []
+    for record in ledger.records.values():
+        if record.trial and record.state != "failed" and record.repeat_of is None and name != "parameters":
+            lines = [line for line in read_metrics(ledger.run_of(record.trial)) if line["event"] == "epoch"]
+            past.append([objectives_of({name: line[f"val_{name}"]}, (name,))[0] for line in lines])
+    return past
 
 
 def _max_epochs(base: TrialBase, space: Space) -> int:

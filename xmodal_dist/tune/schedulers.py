@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,17 @@ _EPOCH = "epoch"
 _FIXED_WHILE_TRAINING = {"train.epochs", "train.batch_size", "train.lanes", "train.fit_rows"}
 
 
-def make_scheduler(settings: SearchSettings, space: Space, max_epochs: int) -> TrialScheduler:
-    """The scheduler of a search, of trials of at most ``max_epochs``."""
+def make_scheduler(
+    settings: SearchSettings, space: Space, max_epochs: int, past: Sequence[Sequence[float]] = ()
+) -> TrialScheduler:
+    """The scheduler of a search.
+
+    Args:
+        settings: of the search.
+        space: what ``pbt`` changes.
+        max_epochs: of a trial.
+        past: scores after each epoch of trials that ended before the search was resumed; ``asha`` compares with them.
+    """
     common: dict[str, Any] = {"metric": SCORE, "mode": "max", "time_attr": _EPOCH}
     inner: TrialScheduler
     if settings.scheduler == "asha":
@@ -39,6 +49,11 @@ def make_scheduler(settings: SearchSettings, space: Space, max_epochs: int) -> T
             reduction_factor=settings.reduction_factor,
             stop_last_trials=False,
         )
+        for number, scores in enumerate(past):
+            ended: Any = SimpleNamespace(trial_id=f"past-{number}")
+            inner.on_trial_add(None, ended)  # type: ignore[arg-type]
+            for epoch, score in enumerate(scores, start=1):
+                inner.on_trial_result(None, ended, {_EPOCH: epoch, SCORE: score})  # type: ignore[arg-type]
     elif settings.scheduler == "hyperband":
         inner = HyperBandScheduler(**common, max_t=max_epochs, reduction_factor=settings.reduction_factor)
     elif settings.scheduler == "pbt":
