@@ -55,7 +55,7 @@ def tune(
         resume: go on with the search in ``output``.
     """
     from xmodal_dist.tune.live import LiveTable
-    from xmodal_dist.tune.search import load_searchable, search  # Ray Tune takes seconds to import
+    from xmodal_dist.tune.search import load_searchable, search, settle  # Ray Tune takes seconds to import
 
     data, output = storage.absolute(data), storage.absolute(output)
     given = {
@@ -69,10 +69,11 @@ def tune(
     manifest = load_searchable(data)
     kinds = {field.name: field.kind for field in manifest.fields}
     run = RunSettings(settings.fields, settings.model, settings.train, settings.pipeline, kinds)
+    searched = settle(run, settings.search)  # mistakes are told before a cluster is started
     several = (settings.train.num_workers or 1) > 1
     # What a killed nested trainer held is found through the dashboard's State API.
-    with runtime.connect(dashboard=several), LiveTable(settings.search, run.train) as table:
-        result = search(data, output, run, settings.search, resume=resume, watcher=table)
+    with runtime.connect(dashboard=several), LiveTable(searched, run.train) as table:
+        result = search(data, output, run, searched, resume=resume, watcher=table)
     # JSON is YAML, but for numbers like 1e-05, which YAML takes for words; validation makes numbers of them again.
     best = [f"{name}={json.dumps(value)}" for name, value in result.best.values.items()]
     chosen = configuration.load(config, [*overrides, *best, f"train.seed={result.best.seed}"])

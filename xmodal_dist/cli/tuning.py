@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from xmodal_dist.cli.options import AsJson, Config, NumWorkers, Overrides, number, say, show, show_result
+from xmodal_dist.cli.options import AsJson, Config, Overrides, number, say, show, show_result
 from xmodal_dist.errors import UsageError
 
 __all__ = ["show_search", "tune"]
@@ -25,7 +25,9 @@ def tune(
     budget_minutes: Annotated[
         float | None, typer.Option(min=0.0, help="No trial begins after so many minutes.")
     ] = None,
-    num_workers: NumWorkers = None,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="DDP workers of each trial; default 1.")
+    ] = None,
     repeat_seeds: Annotated[
         int | None, typer.Option(min=1, help="Train the best with so many seeds, and choose by their mean.")
     ] = None,

@@ -84,12 +84,12 @@ def run_trials(
         watcher: shows what goes on.
         deadline_s: time.time() after which no trial begins and each ends with its epoch.
     """
-    logging.getLogger("ray.tune").setLevel(os.environ.get("XLOG", "CRITICAL"))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     pauses = settings.scheduler in ("hyperband", "pbt")
     # Those that compare trials with each other need to know all of them; others ask one by one, knowing more each time.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses and settings.trials else "1"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "1"
     account = _Account(base, settings, ledger, planned, tell, watcher, deadline_s)
     trainable = tune.with_resources(
         tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)

@@ -27,7 +27,10 @@ from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space, default_space
 from xmodal_dist.tune.trial import TrialBase
 
-__all__ = ["SearchResult", "load_searchable", "search"]
+__all__ = ["SearchResult", "load_searchable", "search", "settle"]
+
+_POPULATIONS = {"hyperband": 32, "pbt": 8}
+"""Trials of schedulers that compare them with each other, where nobody says how many."""
 
 
 class SearchResult(NamedTuple):
@@ -119,13 +122,24 @@ def search(
     return SearchResult(output, bundle, best, choices, summary)
 
 
+def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:
+    """The settings of a search with what was left open, all of it checked; needs no Ray session.
+
+    Raises:
+        UsageError: they do not fit the run's or each other.
+    """
+    settings = resolve_algorithm(settings)
+    trials = settings.trials or _POPULATIONS.get(settings.scheduler)
+    settings = settings.model_copy(update={"space": settings.space or default_space(run), "trials": trials})
+    Space(settings.space).check(run)
+    return settings
+
+
 def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettings, resume: bool) -> _Search:
     """Check everything that can be checked before the first trial, and make the directory ours."""
     manifest = load_searchable(dataset)
-    run, settings = with_cache(run, output), resolve_algorithm(settings)
-    settings = settings.model_copy(update={"space": settings.space or default_space(run)})
+    run, settings = with_cache(run, output), settle(run, settings)
     space = Space(settings.space)
-    space.check(run)
     needs = plan_needs(settings, run.pipeline, run.train.num_workers or 1, cluster_nodes())
     run.train.check(needs.num_workers, run.pipeline.window_rows)
     specs = fit_fields(dataset, manifest, run.fields, run.train.fit_rows)

@@ -15,7 +15,8 @@ Metric = Literal["accuracy", "macro_f1", "loss", "parameters"]
 
 _KINDS = ("choice", "uniform", "loguniform", "integer")
 _NOT_DECIDING = {
-    "trials", "budget_minutes", "max_concurrent", "max_failures", "repeat_seeds", "repeat_top", "final",
+    "trials", "budget_minutes", "max_concurrent", "cpus_per_worker", "gpus_per_worker", "max_failures", "repeat_seeds",
+    "repeat_top", "final",
 }  # fmt: skip
 
 
@@ -79,7 +80,8 @@ class SearchSettings(Settings):
             with changed settings; ``none``.
         metrics: what is optimised on the validation split; the first one chooses the best trial. Empty takes
             ``train.monitor``.
-        trials: how many; None takes as many as ``budget_minutes`` allows, or 32 without one.
+        trials: how many; None takes as many as ``budget_minutes`` allows, or 32 without one. ``hyperband`` and ``pbt``
+            need a number: None takes 32 and 8.
         budget_minutes: no trial begins after these, and those under way end with their epoch.
         seed: of the search's own draws; every trial trains with ``train.seed``.
         grace_epochs: epochs that every trial gets before ``asha`` may stop it.

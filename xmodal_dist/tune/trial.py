@@ -74,7 +74,9 @@ class TrialBase:
 def trial_job(base: TrialBase, planned: Planned, known: Sequence[FieldSpec] = ()) -> TrainJob:
     """The training run of a trial; ``known`` fields are not fitted again."""
     run = base.run.with_values(planned.values)
-    train = run.train.model_copy(update={"seed": planned.seed, "num_workers": base.needs.num_workers})
+    train = run.train.model_copy(
+        update={"seed": planned.seed, "num_workers": base.needs.num_workers, "min_workers": None}
+    )
     train.check(base.needs.num_workers, run.pipeline.window_rows)
     specs = fit_fields(base.dataset, base.manifest, run.fields, train.fit_rows, (*base.specs, *known))
     needs = base.needs
@@ -133,6 +135,11 @@ class _Gate:
             time.sleep(_POLL_S)
         return False
 
+    def start(self, epochs: int) -> None:
+        """In the trial: before the trainer begins after so many epochs."""
+        self._write("reached.json", epochs)
+        self.allow(epochs)
+
     def allow(self, epochs: int) -> None:
         """In the trial: train up to so many epochs."""
         self._write("allowed.json", epochs)
@@ -156,8 +163,7 @@ class _Group:
         self._job, self._gate = job, _Gate(job.run)
         newest = latest_checkpoint(job.checkpoints, job.digest)
         self._progress = load_progress(job.checkpoints, newest) if newest else Progress()
-        self._gate._write("reached.json", self._progress.epoch)
-        self._gate.allow(self._progress.epoch)
+        self._gate.start(self._progress.epoch)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, args=(base.needs.num_workers,), daemon=True)
         if not self._progress.done:
@@ -224,13 +230,16 @@ class Trial(Trainable):
         try:
             if self._training is None:
                 self._training = self._open()
-            return self._result(self._training.epoch())
+            result = self._result(self._training.epoch())
         except Exception as error:
             reason = _reason(error)
             if reason is None:
                 raise
             self._end()
             return {"done": True, "failed": reason, "message": str(error) or repr(error), **self._costs()}
+        if result["done"]:
+            self._end()  # now, so that what it held is free before the actor is asked for anything else
+        return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copy the newest and the best checkpoint and the log; they are in the same plain format."""
