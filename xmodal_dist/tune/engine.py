@@ -23,7 +23,7 @@ from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
 from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space
-from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of, objectives_of
+from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of, score_of
 
 __all__ = ["Running", "Watcher", "run_trials"]
 
@@ -135,7 +135,8 @@ def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
     for record in ledger.records.values():
         if record.trial and record.state != "failed" and record.repeat_of is None and name != "parameters":
             lines = [line for line in read_metrics(ledger.run_of(record.trial)) if line["event"] == "epoch"]
-            past.append([objectives_of({name: line[f"val_{name}"]}, (name,))[0] for line in lines])
+            told = ({name: line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
+            past.append([score_of(metrics, (name,)) for metrics in told])
     return past
 
 

@@ -105,7 +105,7 @@ class SearchSettings(Settings):
     budget_minutes: float | None = Field(None, gt=0)
     seed: int = 0
     grace_epochs: int = Field(1, ge=1)
-    reduction_factor: int = Field(3, ge=2)
+    reduction_factor: int = Field(2, ge=2)
     perturbation_epochs: int = Field(2, ge=1)
     max_concurrent: int | None = Field(None, ge=1)
     cpus_per_worker: float = Field(1.0, gt=0)

@@ -40,10 +40,11 @@ from xmodal_dist.tune.resources import Needs
 from xmodal_dist.tune.run import RunSettings
 from xmodal_dist.tune.settings import Metric
 
-__all__ = ["SCORE", "Trial", "TrialBase", "name_of", "number_of", "objectives_of", "trial_job"]
+__all__ = ["SCORE", "Trial", "TrialBase", "name_of", "number_of", "objectives_of", "score_of", "trial_job"]
 
 SCORE = "score"
 """What schedulers see: the first metric, higher is better."""
+_TIE_BREAK = 1e-6
 _POLL_S = 0.1
 _STOP = -1
 
@@ -89,6 +90,11 @@ def trial_job(base: TrialBase, planned: Planned, known: Sequence[FieldSpec] = ()
 def objectives_of(metrics: Mapping[str, float], names: Sequence[Metric]) -> tuple[float, ...]:
     """The figures to maximise."""
     return tuple(-metrics[name] if name in ("loss", "parameters") else metrics[name] for name in names)
+
+
+def score_of(metrics: Mapping[str, float], names: Sequence[Metric]) -> float:
+    """What schedulers compare: the first figure; on few records many trials are equal, and the loss decides."""
+    return objectives_of(metrics, names)[0] - _TIE_BREAK * metrics["loss"]
 
 
 class _Training(Protocol):
@@ -301,7 +307,7 @@ class Trial(Trainable):
         now = {"train_loss": epochs[-1]["train_loss"], "parameters": self._parameters}
         now |= {name: epochs[-1].get(f"val_{name}") for name in ("accuracy", "macro_f1", "loss")}
         best = {name: progress.best_metrics[name] for name in ("accuracy", "macro_f1", "loss")}
-        score = objectives_of(now, self._base.metrics)[0]
+        score = score_of(now, self._base.metrics)
         if not (math.isfinite(score) and math.isfinite(now["loss"])):
             raise DivergedError(f"the validation loss of epoch {progress.epoch - 1} is {now['loss']}")
         return {
