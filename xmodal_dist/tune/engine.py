@@ -135,8 +135,8 @@ def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
     for record in ledger.records.values():
         if record.trial and record.state != "failed" and record.repeat_of is None and name != "parameters":
             lines = [line for line in read_metrics(ledger.run_of(record.trial)) if line["event"] == "epoch"]
-            told = ({name: line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
-            past.append([score_of(metrics, (name,)) for metrics in told])
+            for_each = ({str(name): line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
+            past.append([score_of(metrics, (name,)) for metrics in for_each])
     return past
 
 
