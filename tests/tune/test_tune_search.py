@@ -184,12 +184,7 @@ def test_a_search_needs_validation_records(tiny_source: Path, tmp_path: Path) ->
         api.tune(str(tmp_path / "data"), str(tmp_path / "search"))
 
 
-soak = pytest.mark.skipif(
-    not os.environ.get("XMODAL_SOAK"), reason="XMODAL_SOAK=1 runs it; it trains for minutes"
-)
-
-
-@soak
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt"])
@@ -207,7 +202,7 @@ def test_schedulers_end_with_trials_of_any_size(
     assert not [g for g in _placement_groups() if g["state"] != "REMOVED"]
 
 
-@soak
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from xmodal_dist import config as configuration
 from xmodal_dist import runtime, storage
-from xmodal_dist.api.evaluation import EVALUATIONS, evaluate
+from xmodal_dist.api.evaluation import evaluate
 from xmodal_dist.api.files import write_json
+from xmodal_dist.api.reports import EVALUATIONS
 from xmodal_dist.bundle import load_bundle
 from xmodal_dist.errors import UsageError
 from xmodal_dist.report import search as search_page
@@ -27,6 +28,7 @@ __all__ = ["show_search", "tune"]
 
 _BEST_NAME = "best.yaml"
 _TEST_NAME = "test.json"
+_TESTED = ("accuracy", "mean_average_precision", "micro_f1", "macro_f1", "rows")
 
 
 def tune(
@@ -68,7 +70,8 @@ def tune(
     settings = configuration.load(config, overrides)
     manifest = load_searchable(data)
     kinds = {field.name: field.kind for field in manifest.fields}
-    run = RunSettings(settings.fields, settings.model, settings.train, settings.pipeline, kinds)
+    train = settings.train.for_task(manifest.task)
+    run = RunSettings(settings.fields, settings.model, train, settings.pipeline, kinds)
     searched = settle(run, settings.search)  # mistakes are told before a cluster is started
     several = (settings.train.num_workers or 1) > 1
     # What a killed nested trainer held is found through the dashboard's State API.
@@ -107,7 +110,7 @@ def _test_once(result: SearchResult, data: str) -> None:
     known = _read_json(place)
     if known is None or known["bundle"] != fingerprint:
         metrics = evaluate(result.bundle, data, storage.join(result.output, EVALUATIONS, "test"))
-        figures = {name: metrics[name] for name in ("accuracy", "macro_f1", "rows")}
+        figures = {name: metrics[name] for name in _TESTED if name in metrics}
         write_json(place, {"bundle": fingerprint, **figures})
 
 

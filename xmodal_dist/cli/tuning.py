@@ -70,7 +70,8 @@ def _show_end(state: dict[str, Any], output: str) -> None:
     for setting, value in best["values"].items():
         say(f"  {setting}: {value}")
     if test:
-        say(f"test: accuracy {test['accuracy']:.4f}, macro_f1 {test['macro_f1']:.4f}")
+        figures = ", ".join(f"{key} {value:.4f}" for key, value in test.items() if isinstance(value, float))
+        say(f"test: {figures}")
     say(f"model:    {output}/bundle\nsettings: {output}/best.yaml\nreport:   {output}/report.html")
 
 

@@ -17,7 +17,7 @@ from xmodal_dist.report.training import points
 __all__ = ["SearchedTrial", "render"]
 
 _LOWER_IS_BETTER = ("loss", "parameters")
-_SHARES = ("accuracy", "macro_f1")
+_SHARES = ("accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy")
 _MOST_AXES, _MOST_ROWS, _MOST_CURVES = 9, 100, 60
 
 
@@ -100,7 +100,8 @@ def _cards(
     cards = []
     if test:
         note = f"macro F1 {score(test['macro_f1'])}, {test['rows']:,} rows, looked at once"
-        cards.append(Card("Test accuracy", percent(test["accuracy"]), note))
+        name = next(n for n in ("accuracy", "mean_average_precision") if n in test)
+        cards.append(Card(f"Test {name.replace('_', ' ')}", percent(test[name]), note))
     if ranked:
         reached = result["best"]["metrics"][metric] if result else ranked[0].record["metrics"][metric]
         note = f"{show(own)} with the default settings" if own is not None else ""
@@ -136,7 +137,7 @@ def _charts(
         dots = [plots.Series("trial", [x], [y], faint=True) for x, y in zip(at, values, strict=True)]
         lines = [*dots, plots.Series("best so far", at, reached, plots.ORANGE)]
         charts.append(("History", plots.curves("History", lines, "trials ended", percent=metric in _SHARES)))
-    key = f"val_{metric}" if metric != "parameters" else "val_accuracy"
+    key = f"val_{metric}" if metric != "parameters" else "val_loss"
     curves = []
     for trial in sorted(trials, key=lambda t: t.number in (0, best))[-_MOST_CURVES:]:
         x, y = points(trial.epochs, "epoch", key)

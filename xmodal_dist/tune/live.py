@@ -38,7 +38,7 @@ class LiveTable:
         self, settings: SearchSettings, train: TrainSettings, console: Console | None = None
     ) -> None:
         self._settings, self._epochs = settings, train.epochs
-        self._metrics: tuple[Metric, ...] = settings.metrics or (train.monitor,)
+        self._metrics = _metrics(settings, train)
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told: set[int] | None = None
@@ -115,6 +115,10 @@ class LiveTable:
         if self._settings.trials and done:
             lefts.append(passed_s / done * (self._settings.trials - ended))
         return f"about {max(0.0, min(lefts)) / 60:.0f} min left" if lefts else "time left unknown"
+
+
+def _metrics(settings: SearchSettings, train: TrainSettings) -> tuple[Metric, ...]:
+    return settings.metrics or (train.monitor,)
 
 
 def short_values(values: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from xmodal_dist.tune.plan import Plan
 from xmodal_dist.tune.resources import cluster_nodes, plan_needs
 from xmodal_dist.tune.run import RunSettings
 from xmodal_dist.tune.schedulers import check_population
-from xmodal_dist.tune.settings import SearchSettings
+from xmodal_dist.tune.settings import Metric, SearchSettings
 from xmodal_dist.tune.space import Space, default_space
 from xmodal_dist.tune.trial import TrialBase
 
@@ -88,7 +88,7 @@ def search(
     Args:
         dataset: path or URI of the dataset; it needs a val split.
         output: directory to write; on several nodes, one that all of them reach.
-        run: settings that trials change.
+        run: settings that trials change, those of its training with the task's defaults.
         settings: of the search.
         resume: go on with the search that is in ``output``.
         watcher: shows what goes on.
@@ -143,7 +143,10 @@ def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettin
     needs = plan_needs(settings, run.pipeline, run.train.num_workers or 1, cluster_nodes())
     run.train.check(needs.num_workers, run.pipeline.window_rows)
     specs = fit_fields(dataset, manifest, run.fields, run.train.fit_rows)
-    metrics = settings.metrics or (run.train.monitor,)
+    metrics: tuple[Metric, ...] = settings.metrics or (run.train.monitor,)
+    for name in metrics:
+        if name != "parameters":
+            run.train.model_copy(update={"monitor": name}).for_task(manifest.task)
     base = TrialBase(output, dataset, manifest, run, specs, metrics, needs)
     if settings.scheduler == "pbt":
         check_population(base, space)

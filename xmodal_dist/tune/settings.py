@@ -10,7 +10,9 @@ from xmodal_dist.settings import Settings
 
 __all__ = ["Dimension", "Metric", "SearchSettings"]
 
-Metric = Literal["accuracy", "macro_f1", "loss", "parameters"]
+Metric = Literal[
+    "accuracy", "macro_f1", "loss", "mean_average_precision", "micro_f1", "subset_accuracy", "parameters"
+]
 """Figures of the validation split, more is better but for ``loss``; ``parameters`` of the network, fewer is better."""
 
 _KINDS = ("choice", "uniform", "loguniform", "integer")

@@ -303,10 +303,9 @@ class Trial(Trainable):
 
     def _result(self, progress: Progress) -> dict[str, Any]:
         """What Tune, the callbacks and the table are told of an epoch."""
-        epochs = [line for line in read_metrics(self._job.run) if line["event"] == "epoch"]
-        now = {"train_loss": epochs[-1]["train_loss"], "parameters": self._parameters}
-        now |= {name: epochs[-1].get(f"val_{name}") for name in ("accuracy", "macro_f1", "loss")}
-        best = {name: progress.best_metrics[name] for name in ("accuracy", "macro_f1", "loss")}
+        lines = [line for line in read_metrics(self._job.run) if line["event"] == "epoch"]
+        best = {k: v for k, v in progress.best_metrics.items() if isinstance(v, float)}
+        now = {name: lines[-1][f"val_{name}"] for name in best} | {"parameters": self._parameters}
         score = score_of(now, self._base.metrics)
         if not (math.isfinite(score) and math.isfinite(now["loss"])):
             raise DivergedError(f"the validation loss of epoch {progress.epoch - 1} is {now['loss']}")
@@ -315,8 +314,7 @@ class Trial(Trainable):
             "done": progress.done,
             "finished": progress.done,
             SCORE: score,
-            "now": now,
-            "best": {**best, "parameters": self._parameters},
+            "best": {**best, "parameters": now["parameters"]},
             "best_epoch": progress.best_epoch,
             **self._costs(),
         }
