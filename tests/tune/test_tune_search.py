@@ -36,7 +36,7 @@ SPACE = {
 SET = (
     f"train.epochs={EPOCHS}", "train.batch_size=12", "train.lanes=6", "model.width=16", "pipeline.window_rows=8",
     "search.algorithm=grid", "search.scheduler=none", "search.max_failures=0", "search.repeat_top=1",
-    "search.max_concurrent=2", "search.metrics=[accuracy, parameters]",
+    "search.max_concurrent=1", "search.metrics=[accuracy, parameters]",
 )  # fmt: skip
 
 
