@@ -157,6 +157,8 @@ def test_what_cannot_go_together_is_told_before_anything_starts() -> None:
         resolve_algorithm(SearchSettings(algorithm="grid", scheduler="pbt"))
     with pytest.raises(UsageError, match="set search.scheduler to none"):
         resolve_algorithm(SearchSettings(metrics=("accuracy", "parameters")))
+    with pytest.raises(UsageError, match="set search.final to promote"):
+        resolve_algorithm(SearchSettings(scheduler="pbt", repeat_seeds=3))
     assert resolve_algorithm(SearchSettings(scheduler="pbt")).algorithm == "random"
 
 

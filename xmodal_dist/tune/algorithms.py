@@ -131,6 +131,11 @@ def resolve_algorithm(settings: SearchSettings) -> SearchSettings:
         raise UsageError(
             f"search.scheduler=pbt changes settings by itself: set search.algorithm to random (now {name})"
         )
+    if settings.scheduler == "pbt" and (settings.final == "retrain" or settings.repeat_seeds > 1):
+        raise UsageError(
+            "search.scheduler=pbt changes settings while a trial trains, so no training from the start repeats it: set "
+            "search.final to promote and search.repeat_seeds to 1"
+        )
     if name == "optuna" and not has_optuna:
         raise UsageError("search.algorithm=optuna needs a package: pip install xmodal-dist[tune]")
     if len(settings.metrics) > 1 and settings.scheduler != "none":

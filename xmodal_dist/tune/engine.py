@@ -217,7 +217,7 @@ class _Account(tune.Callback):
         if self.is_late:
             for number in [n for n in self._begun if n not in self._ledger.records and n in self._results]:
                 self._free(number)
-                self._record(number, self._begun[number][0].values)
+                self._record(number, self._ledger.planned(number).values)
 
     def _record(self, number: int, config: Mapping[str, Any]) -> None:
         planned, began_s = self._begun[number]

@@ -141,10 +141,13 @@ class Ledger:
         """The run directory of a trial."""
         return run_of(self.output, number)
 
+    def planned(self, number: int) -> Planned:
+        """What a trial that has begun trains with; under ``pbt`` that changes."""
+        return Planned(**json.loads(storage.read_text(_planned_path(self.output, number))))
+
     def unfinished(self) -> list[Planned]:
         """Trials that have begun and have no line."""
-        numbers = running_trials(self.output, self.records)
-        return [Planned(**json.loads(storage.read_text(_planned_path(self.output, n)))) for n in numbers]
+        return [self.planned(number) for number in running_trials(self.output, self.records)]
 
     def add(self, record: TrialRecord) -> None:
         """Write a trial's line, once."""
