@@ -37,7 +37,7 @@ def test_lines_for_those_who_log_and_a_table_on_a_terminal() -> None:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=160)
         settings = SearchSettings(trials=8, budget_minutes=10)
-        with LiveTable(settings, TrainSettings(epochs=9), console) as table:
+        with LiveTable(settings, TrainSettings(epochs=9, monitor="accuracy"), console) as table:
             table([], known)
             table(running, {**known, 1: _ended(1, 0.9, repeat_of=0, seed=5), 2: FAILED})
         shown = text.getvalue()
