@@ -20,6 +20,7 @@ BENCHMARKS = {
     "b5": "benchmarks.b5_framework_tax",
     "b6": "benchmarks.b6_memory",
     "b7": "benchmarks.b7_kills",
+    "b8": "benchmarks.b8_search",
     "r": "benchmarks.r_resume",
     "s": "benchmarks.s_scaling",
 }

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
         pack,
         score,
         train,
+        tune,
         verify,
     )
 
 __all__ = [
     "__version__", "calibrate", "compare", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score",
-    "train", "verify",
+    "train", "tune", "verify",
 ]  # fmt: skip
 
 

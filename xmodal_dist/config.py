@@ -23,8 +23,9 @@ from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.settings import Settings
 from xmodal_dist.train.settings import TrainSettings
+from xmodal_dist.tune.settings import SearchSettings
 
-__all__ = ["Config", "EncoderLine", "dump", "encoders", "json_schema", "load"]
+__all__ = ["Config", "EncoderLine", "dump", "dump_changed", "encoders", "json_schema", "load"]
 
 
 class Config(Settings):
@@ -37,6 +38,7 @@ class Config(Settings):
         train: how a run trains.
         pipeline: how records are read.
         score: how a dataset is scored.
+        search: how hyperparameters are searched.
     """
 
     fields: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -45,6 +47,7 @@ class Config(Settings):
     train: TrainSettings = TrainSettings()
     pipeline: PipelineSettings = PipelineSettings()
     score: ScoreSettings = ScoreSettings()
+    search: SearchSettings = SearchSettings()
 
 
 def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -66,6 +69,12 @@ def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
 def dump(config: Config) -> str:
     """The settings as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def dump_changed(config: Config) -> str:
+    """The settings that are not the defaults as YAML, all sections but the search itself: a run's file."""
+    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"search"})
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def json_schema() -> str:

@@ -2,6 +2,7 @@
 
     XmodalError                     1   the job failed
     ├── UsageError                  2   a setting, argument or path is wrong: the message says what to change
+    ├── DivergedError               1   the loss of a training run is no finite number any more
     ├── DataError                  65   the data cannot be used as asked
     │   ├── DecodeError            65   one value of one record cannot be decoded: carries a reason code
     │   └── BudgetExceededError    65   more records were rejected than the settings allow
@@ -25,6 +26,7 @@ __all__ = [
     "DataError",
     "DecodeError",
     "DecoderDiedError",
+    "DivergedError",
     "RunAgainError",
     "SpecDiffersError",
     "StorageError",
@@ -44,6 +46,10 @@ class UsageError(XmodalError):
     """A setting, argument or path is wrong."""
 
     exit_code = 2
+
+
+class DivergedError(XmodalError):
+    """The loss of a training run is no finite number any more."""
 
 
 class DataError(XmodalError):

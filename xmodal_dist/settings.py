@@ -1,13 +1,14 @@
-"""The base of every settings class: frozen, and unknown names refused with the nearest known one."""
+"""The base of every settings class: frozen, unknown names refused with the nearest known one; and comparing them."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "differences"]
 
 
 class Settings(BaseModel):
@@ -27,3 +28,12 @@ class Settings(BaseModel):
                 hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(sorted(known))}"
                 raise ValueError(f"unknown setting {name!r}; {hint}")
         return values
+
+
+def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """Where two nested mappings of plain values differ, in words: ``train.epochs was 4, now 8``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield f"{at} was {old!r}, now {new!r}"

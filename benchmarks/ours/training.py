@@ -82,7 +82,7 @@ def train_and_tell(config: dict[str, Any]) -> dict[str, Any]:
     loop.stream_steps = _counted(loop.stream_steps, told)
     if asked["input"] == "replay":
         loop.stream_steps = _replay(loop.stream_steps)
-        loop._Worker._account = lambda self: None  # records repeat, so they cannot add up
+        loop.Worker._account = lambda self: None  # records repeat, so they cannot add up
     summary: dict[str, Any] = loop.train_worker(config)
     Path(asked["run"], f"told-{rank:03d}.json").write_text(json.dumps(told))
     return summary

@@ -8,6 +8,7 @@ from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, exp
 from xmodal_dist.api.reports import report
 from xmodal_dist.api.scoring import gc, retry, score
 from xmodal_dist.api.training import find_lr, train
+from xmodal_dist.api.tuning import show_search, tune
 
 __all__ = [
     "calibrate",
@@ -24,6 +25,8 @@ __all__ = [
     "retry",
     "run_page",
     "score",
+    "show_search",
     "train",
+    "tune",
     "verify",
 ]

@@ -99,6 +99,7 @@ class AudioModality(Modality[AudioSettings]):
     kind = "audio"
     settings = AudioSettings
     suffixes = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+    device_settings = frozenset({"gain_db", "time_shift", "mask_time", "mask_mels"})
     is_media = True
 
     def infer(self, name: str, sample: pa.Array) -> float:

@@ -14,12 +14,15 @@ from torch.nn import functional as F
 from xmodal_dist.randomness import uniform_like
 from xmodal_dist.settings import Settings
 
-__all__ = ["AugmentSettings", "Box", "augment", "crop_box", "luma", "resize"]
+__all__ = ["ON_DEVICE", "AugmentSettings", "Box", "augment", "crop_box", "luma", "resize"]
 
 _STREAM_AFFINE = 102
 _STREAM_COLOUR = 103
 _STREAM_FLIP = 104
 _LUMA = (np.float32(0.299), np.float32(0.587), np.float32(0.114))
+
+ON_DEVICE = frozenset({"rotation_deg", "scale", "shift", "colour_jitter", "flip_probability"})
+"""The settings of :class:`AugmentSettings` that :func:`augment` applies; the others are of the crop, on the host."""
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""

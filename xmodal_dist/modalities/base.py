@@ -76,6 +76,8 @@ class Modality(ABC, Generic[S]):
     """Lower-case file name endings (``.png``) whose files are values of this kind; empty if values are not files."""
     declared_suffixes: ClassVar[frozenset[str]] = frozenset()
     """Endings of another kind's files that are values of this one where a field is declared to be of it."""
+    device_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of augmentation that act on the device alone: nothing fitted, unpacked or decoded depends on them."""
     is_media: ClassVar[bool] = False
     """True if a value is an encoded file (bytes, or a path or URI to fetch); then a field has exactly one column."""
 
@@ -113,7 +115,8 @@ class Modality(ABC, Generic[S]):
 
         :meth:`decode` takes them in place of ``columns`` and returns the same, to the bit, errors included: what cannot
         be decoded stays as it is, nulls stay null. What stands in the values is private to the modality, its version
-        and these settings; :meth:`check` refuses it.
+        and these settings (without ``device_settings``, and the encoder but for what was fitted for it); :meth:`check`
+        refuses it.
         """
         del settings, fitted
         return list(columns)

@@ -15,6 +15,9 @@ from xmodal_dist.randomness import field_salt
 
 __all__ = ["FieldSpec", "field_settings", "transform"]
 
+_OF_TRAINING = frozenset({"frozen_epochs", "learning_rate_scale", "layer_decay"})
+_OF_ENCODER = frozenset({"encoder", "encoder_options", "pretrained"})
+
 
 @dataclass(frozen=True)
 class FieldSpec:
@@ -36,6 +39,18 @@ class FieldSpec:
     def modality(self) -> Modality[Any]:
         """The modality of this field."""
         return load(self.settings.kind)
+
+    @property
+    def fit_identity(self) -> dict[str, Any]:
+        """The settings that ``fitted`` depends on; specs of one field that are equal in it were fitted alike."""
+        own = self.modality.device_settings | _OF_TRAINING
+        return {k: v for k, v in self.settings.model_dump(mode="json").items() if k not in own}
+
+    @property
+    def unpack_identity(self) -> list[Any]:
+        """All that the modality's ``unpack`` depends on besides the data and the code, JSON-able."""
+        settings = {k: v for k, v in self.fit_identity.items() if k not in _OF_ENCODER}
+        return [self.columns, settings, self.fitted.values, self.fitted.files]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the fitted files, JSON-able."""

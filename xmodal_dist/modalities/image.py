@@ -27,7 +27,7 @@ from xmodal_dist.encoders import EncoderSettings, build
 from xmodal_dist.encoders.pixels import IMAGE_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import pixels as px
-from xmodal_dist.modalities.augment import AugmentSettings, Box, augment, crop_box, luma, resize
+from xmodal_dist.modalities.augment import ON_DEVICE, AugmentSettings, Box, augment, crop_box, luma, resize
 from xmodal_dist.modalities.base import (
     Decoded,
     FieldSettings,
@@ -78,6 +78,7 @@ class ImageModality(Modality[ImageSettings]):
     kind = "image"
     settings = ImageSettings
     suffixes = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+    device_settings = ON_DEVICE
     is_media = True
 
     def infer(self, name: str, sample: pa.Array) -> float:

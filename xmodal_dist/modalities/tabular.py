@@ -53,6 +53,7 @@ class TabularModality(Modality[TabularSettings]):
 
     kind = "tabular"
     settings = TabularSettings
+    device_settings = frozenset({"value_dropout"})
 
     def infer(self, name: str, sample: pa.Array) -> float:
         """0.9 for numbers, dates and booleans; 0.7 for short strings that repeat."""

@@ -60,6 +60,7 @@ class TextModality(Modality[TextSettings]):
 
     kind = "text"
     settings = TextSettings
+    device_settings = frozenset({"token_dropout"})
 
     def infer(self, name: str, sample: pa.Array) -> float:
         """0.5 for any column of strings, up to 0.9 with the number of words (8 or more)."""

@@ -25,7 +25,7 @@ from xmodal_dist.encoders import EncoderSettings, build
 from xmodal_dist.encoders.frames import VIDEO_ENCODERS
 from xmodal_dist.errors import DecodeError
 from xmodal_dist.modalities import clips
-from xmodal_dist.modalities.augment import AugmentSettings, augment, crop_box, luma, resize
+from xmodal_dist.modalities.augment import ON_DEVICE, AugmentSettings, augment, crop_box, luma, resize
 from xmodal_dist.modalities.base import (
     Decoded,
     FieldSettings,
@@ -82,6 +82,7 @@ class VideoModality(Modality[VideoSettings]):
     settings = VideoSettings
     suffixes = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})
     declared_suffixes = frozenset({".gif"})
+    device_settings = ON_DEVICE
     is_media = True
 
     def require(self) -> None:

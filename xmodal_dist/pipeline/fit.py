@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,11 @@ _PIECE_ROWS = 64
 
 
 def fit_fields(
-    dataset: str, manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], max_rows: int
+    dataset: str,
+    manifest: Manifest,
+    settings: Mapping[str, Mapping[str, Any]],
+    max_rows: int,
+    known: Sequence[FieldSpec] = (),
 ) -> tuple[FieldSpec, ...]:
     """Settle every field of a dataset for a run.
 
@@ -37,6 +43,7 @@ def fit_fields(
         manifest: its manifest.
         settings: settings by field name; fields not named get the defaults of their kind.
         max_rows: at most this many rows (rounded up to row groups, evenly spread over the train split) are read.
+        known: fields of this dataset that were fitted on as many rows; what has been learned so is not learned again.
 
     Raises:
         UsageError: settings for a field that the dataset does not have, or that do not fit together.
@@ -46,16 +53,24 @@ def fit_fields(
         if name not in names:
             raise UsageError(f"fields.{name}: the dataset has no such field; its fields: {', '.join(names)}")
     specs = []
+    fitted_as = {_fit_key(spec): spec.fitted for spec in known}
     for field in manifest.fields:
         values = dict(settings.get(field.name, {}))
         spec = FieldSpec(field.name, field.columns, field_settings(field.name, field.kind, values), Fitted())
+        if (key := _fit_key(spec)) in fitted_as:
+            specs.append(replace(spec, fitted=fitted_as[key]))
+            continue
         sample = _sample(dataset, manifest, field.columns, max_rows)
         try:
             fitted = spec.modality.fit(spec.settings, sample)
         except UsageError as error:
             raise UsageError(f"fields.{field.name}: {error}") from error
-        specs.append(FieldSpec(spec.name, spec.columns, spec.settings, fitted))
+        specs.append(replace(spec, fitted=fitted))
     return tuple(specs)
+
+
+def _fit_key(spec: FieldSpec) -> str:
+    return json.dumps([spec.name, spec.columns, spec.fit_identity], sort_keys=True)
 
 
 def decode_sample(

@@ -206,8 +206,8 @@ class ChunkReader:
 
     @cached_property
     def _decode_digest(self) -> str:
-        """Hex SHA-256 of all that decoding depends on besides the data and the code."""
-        parts = [[spec.to_json(), spec.fitted.files] for spec in self.specs]
+        """Hex SHA-256 of all that unpacking depends on besides the data and the code; no augmentation, no encoder."""
+        parts = [spec.unpack_identity for spec in self.specs]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property

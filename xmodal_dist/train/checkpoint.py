@@ -23,8 +23,11 @@ from xmodal_dist.train.average import WeightAverage
 __all__ = [
     "Progress",
     "checkpoint_name",
+    "clear_checkpoints",
+    "copy_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_progress",
     "load_weights",
     "prune_checkpoints",
     "save_checkpoint",
@@ -143,6 +146,29 @@ def load_checkpoint(
     if average is not None:
         average.load(load_tensors(storage.read_bytes(storage.join(root, name, _AVERAGE))))
     return Progress(**state["progress"])
+
+
+def load_progress(root: str, name: str) -> Progress:
+    """Where the run was."""
+    return Progress(**json.loads(storage.read_text(storage.join(root, name, "state.json")))["progress"])
+
+
+def copy_checkpoint(source: str, name: str, target: str, run_digest: str) -> None:
+    """Copy ``source/name`` to ``target/name`` as a checkpoint of the run of that digest."""
+    manifest = json.loads(storage.read_text(storage.join(source, name, _LAST)))
+    for file in manifest["files"]:
+        storage.write_bytes(
+            storage.join(target, name, file), storage.read_bytes(storage.join(source, name, file))
+        )
+    payload = json.dumps({**manifest, "run": run_digest}, indent=1).encode()
+    storage.write_bytes(storage.join(target, name, _LAST), payload)
+
+
+def clear_checkpoints(root: str) -> None:
+    """Remove all of them."""
+    fs, inner = storage.filesystem(root)
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
 
 
 def load_weights(

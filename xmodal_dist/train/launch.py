@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.fit import decode_sample, fit_fields
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.profile import fit_profile
+from xmodal_dist.settings import differences
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import read_metrics
 from xmodal_dist.train.loop import train_worker
@@ -28,7 +29,7 @@ from xmodal_dist.train.order import measure_order, order_warning
 from xmodal_dist.train.progress import show_progress
 from xmodal_dist.train.settings import TrainSettings
 
-__all__ = ["TrainResult", "launch"]
+__all__ = ["TrainResult", "describe_data", "fit", "launch"]
 
 _RUN_NAME = "run.json"
 _CONFIG_NAME = "config.yaml"
@@ -87,19 +88,33 @@ def launch(
     )  # fmt: skip
     _claim(job, resume)
     _record(job)
-    order = measure_order(dataset, job.schedule)
-    sample = decode_sample(dataset, manifest, specs, min(train.fit_rows, _PROFILE_ROWS))
-    profile = fit_profile(specs, sample, manifest.splits["train"].classes)
-    job = replace(job, order=order, profile=profile)
-    if warning := order_warning(order, pipeline.window_rows):
+    job = describe_data(job)
+    if job.order and (warning := order_warning(job.order, pipeline.window_rows)):
         print(warning, file=sys.stderr)
     with _watched(run):
-        metrics = _fit(job, num_workers)
+        metrics = fit(job, num_workers)
     return TrainResult(run, job.bundle, metrics)
 
 
-def _fit(job: TrainJob, num_workers: int) -> dict[str, Any]:
-    """Run the workers to the end; lost ones are replaced and go on from the newest checkpoint."""
+def describe_data(job: TrainJob) -> TrainJob:
+    """The job with what its reports and its bundle say of the data: how well mixed it is, and what it looks like."""
+    rows = min(job.train.fit_rows, _PROFILE_ROWS)
+    sample = decode_sample(job.dataset, job.manifest, job.specs, rows)
+    profile = fit_profile(job.specs, sample, job.manifest.splits["train"].classes)
+    return replace(job, order=measure_order(job.dataset, job.schedule), profile=profile)
+
+
+def fit(job: TrainJob, num_workers: int, gate: Callable[[int], bool] | None = None) -> dict[str, Any]:
+    """Run the workers to the end; lost ones are replaced and go on from the newest checkpoint.
+
+    Args:
+        job: the run.
+        num_workers: at most, if their number may change.
+        gate: asked after each epoch whether to go on; see :meth:`xmodal_dist.train.loop.Worker.run`.
+
+    Returns:
+        A summary; {} where the gate ended the run.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -109,7 +124,7 @@ def _fit(job: TrainJob, num_workers: int) -> dict[str, Any]:
     resources = {"CPU": job.worker_cpus, **({"GPU": 1} if job.use_gpu else {})}
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "gate": gate},
         torch_config=TorchConfig(timeout_s=job.train.collective_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -193,7 +208,7 @@ def _claim(job: TrainJob, resume: bool) -> None:
                 f"{job.run!r} already holds a run; continue it with --resume, or choose another --output"
             )
         known = json.loads(storage.read_text(path))
-        different = list(_differences(known, identity))
+        different = list(differences(known, identity))
         if different:
             raise SpecDiffersError(
                 f"{job.run!r} was started with other settings or data: {'; '.join(different)}"
@@ -215,14 +230,6 @@ def _record(job: TrainJob) -> None:
     data = {"dataset": job.dataset, "dataset_seed": job.manifest.seed}
     content = {"commands": [*before, {**environment.capture(), **data}]}
     storage.write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif old != new:
-        yield f"{at} was {old!r}, now {new!r}"
 
 
 @contextmanager

@@ -8,11 +8,9 @@ on the world size. So a run can be killed at any step and go on with other worke
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -26,7 +24,7 @@ from xmodal_dist.batch import Batch
 from xmodal_dist.bundle import Bundle, save_bundle
 from xmodal_dist.calibrate import Calibration
 from xmodal_dist.dataset.quarantine import Rejected, check_budget, to_parquet
-from xmodal_dist.errors import UsageError, XmodalError
+from xmodal_dist.errors import DivergedError, UsageError, XmodalError
 from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
 from xmodal_dist.train import finetune, validation
@@ -45,34 +43,30 @@ from xmodal_dist.train.goodput import epoch_figures, summarise
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
+from xmodal_dist.train.place import Place
 from xmodal_dist.train.step import StepSums, optimizer_step
 from xmodal_dist.train.stopwatch import RankTiming, Stopwatch
 
-__all__ = ["train_worker"]
+__all__ = ["Worker", "train_worker"]
 
 _T = TypeVar("_T")
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Entry point of every Ray Train worker; returns a summary of the run on rank 0."""
+    """Entry point of every Ray Train worker, given ``job`` and perhaps ``gate``: see :meth:`Worker.run`."""
     try:
-        return _Worker(config["job"]).run()
+        return Worker(config["job"], Place.in_group()).run(config.get("gate"))
     except UsageError as error:
         # A user's mistake that every rank has met; no restart would help.
         return {"error": error}
 
 
-class _Worker:
-    """One rank of a run."""
+class Worker:
+    """One rank of a run, which goes on from the newest checkpoint."""
 
-    def __init__(self, job: TrainJob) -> None:
-        from ray import train
-        from ray.train.torch import get_device
-
-        context = train.get_context()
-        self.job = job
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.device = get_device()
+    def __init__(self, job: TrainJob, place: Place) -> None:
+        self.job, self.place = job, place
+        self.rank, self.num_workers, self.device = place.rank, place.num_workers, place.device
         self.watch = Stopwatch(torch.accelerator.synchronize if self.device.type != "cpu" else None)
         before_s = time.time() - job.started_s
         torch.manual_seed(job.train.seed)
@@ -102,8 +96,11 @@ class _Worker:
         self._log_start()
         self.watch.ready(before_s, again)
 
-    def run(self) -> dict[str, Any]:
-        """Train from wherever the run is to its end."""
+    def run(self, gate: Callable[[int], bool] | None = None) -> dict[str, Any]:
+        """Train from wherever the run is to its end; returns a summary on rank 0.
+
+        ``gate`` is asked on rank 0 after each epoch, with the epochs done; at a no the run ends, without a bundle.
+        """
         while not self.progress.done:
             self._train_epoch()
             metrics = self._validate()
@@ -112,14 +109,31 @@ class _Worker:
             except XmodalError as error:
                 # Decided on figures of all ranks, so every rank is here, and no restart would help.
                 return {"error": error}
+            if gate and not self._gather(self.rank != 0 or gate(self.progress.epoch))[0]:
+                self.close()
+                return {}
+        return self.finish()
+
+    def epoch(self) -> None:
+        """Train and validate for one epoch, up to its checkpoint."""
+        self._train_epoch()
+        self._end_epoch(self._validate())
+
+    def finish(self) -> dict[str, Any]:
+        """Make the bundle of the best epoch so far, and return a summary on rank 0."""
         bundle = self._best_bundle()
         bundle = replace(bundle, calibration=self._calibrate(bundle))
         cpu_s, ranks = self._cpu_s(), self._gather(self.watch.timing())
         summary = self._finish(bundle, cpu_s, ranks) if self.rank == 0 else {}
-        self.log.close()
+        self.close()
         if self.num_workers > 1:
             dist.barrier()
         return summary
+
+    def close(self) -> None:
+        """Stop reading, and write what is still to be written; no weights are lost."""
+        self.batches.close()
+        self.log.close()
 
     def _train_epoch(self) -> None:
         train, progress = self.job.train, self.progress
@@ -174,7 +188,7 @@ class _Worker:
         progress, train = self.progress, self.job.train
         epoch, train_loss = progress.epoch, progress.loss_sum / max(progress.weight_sum, 1e-12)
         if not np.isfinite(train_loss):
-            raise XmodalError(
+            raise DivergedError(
                 f"the training loss of epoch {epoch} is {train_loss}; lower train.learning_rate or train.clip_norm"
             )
         records = progress.rows_used
@@ -199,7 +213,7 @@ class _Worker:
         with self.watch.stage("host_to_device"):
             return batch.to(self.device)
 
-    def _batches(self, steps: Iterator[Step]) -> Iterator[Batch]:
+    def _batches(self, steps: Iterator[Step]) -> Generator[Batch, None, None]:
         """This rank's share of every global step from where the run is, train and val in turn, to the last epoch's."""
         for step in steps:
             self.rejected.extend(step.rejected)
@@ -209,10 +223,7 @@ class _Worker:
 
     def _readers(self) -> Readers:
         """What may read for this worker."""
-        from ray import train
-
-        workers = train.get_context().get_local_world_size()
-        elsewhere = runtime.nodes_alive() > 1
+        workers, elsewhere = self.place.workers_on_node, runtime.nodes_alive() > 1
         return Readers.share(self.job.pipeline, workers, self.job.reader_cpus, elsewhere)
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -260,10 +271,10 @@ class _Worker:
 
     def _parallel(self) -> nn.Module:
         """The model, under DDP where that adds the gradients: of what learns now, for it takes note only once."""
+        if self.num_workers == 1 or self.job.train.adds_lane_by_lane(self.device.type):
+            return self.model
         from ray.train.torch import prepare_model
 
-        if self.job.train.adds_lane_by_lane(self.device.type):
-            return self.model
         return prepare_model(self.model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
 
     def _newest_checkpoint(self) -> tuple[str | None, bool]:
@@ -376,8 +387,7 @@ class _Worker:
 
     def _log_start(self) -> None:
         """Say who trains; the process ids let an operator find a worker."""
-        mine = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid()}
-        workers, job = self._gather(mine), self.job
+        workers, job = self._gather(self.place.describe()), self.job
         self.log.start(self.progress, workers, self.steps, job.train.epochs, job.started_s)
 
 

@@ -1,0 +1,239 @@
+"""A whole search on Ray Tune: trials that diverge or are killed, seeds repeated, a bundle tested once, and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xmodal_dist import api, config
+from xmodal_dist.bundle import load_bundle
+from xmodal_dist.cli import main
+from xmodal_dist.errors import DataError, SpecDiffersError, UsageError
+from xmodal_dist.report.page import self_contained
+from xmodal_dist.train.log import read_metrics
+from xmodal_dist.tune.ledger import read_ledger
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+EPOCHS, SEEDS, KILLED = 3, 2, 2
+SPACE = {
+    "train.learning_rate": {"choice": [0.01, 1e30]},
+    "model.dropout": {"choice": [0.1, 0.3]},
+}
+SET = (
+    f"train.epochs={EPOCHS}", "train.batch_size=12", "train.lanes=6", "model.width=16", "pipeline.window_rows=8",
+    "search.algorithm=grid", "search.scheduler=none", "search.max_failures=0", "search.repeat_top=1",
+    "search.max_concurrent=1", "search.metrics=[accuracy, parameters]",
+)  # fmt: skip
+
+
+def _config(folder: Path, space: dict[str, Any]) -> str:
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump({"search": {"space": space}}))
+    return str(path)
+
+
+@contextmanager
+def _assassin(output: Path, trial: int) -> Iterator[None]:
+    """Kill the process of a trial as soon as it has begun."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if lines := read_metrics(str(output / "trials" / f"{trial:05d}")):
+                os.kill(lines[0]["workers"][0]["pid"], signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid of four beside the default settings; two diverge, one is killed; the best is trained with two seeds."""
+    folder = tmp_path_factory.mktemp("tune")
+    output = folder / "search"
+    with _assassin(output, KILLED):
+        api.tune(
+            tiny_dataset, str(output), config=_config(folder, SPACE), set=SET, trials=5, repeat_seeds=SEEDS
+        )
+    return output
+
+
+@pytest.mark.slow
+def test_every_trial_ends_once_whatever_becomes_of_it(searched: Path) -> None:
+    lines = [json.loads(line) for line in (searched / "trials.jsonl").read_text().splitlines()]
+    assert sorted(line["trial"] for line in lines) == list(range(6))
+    by_number = {line["trial"]: line for line in lines}
+    assert (by_number[KILLED]["state"], by_number[KILLED]["reason"]) == ("failed", "crashed")
+    for line in lines:
+        if line["values"]["train.learning_rate"] == 1e30 and line["trial"] != KILLED:
+            assert (line["state"], line["reason"]) == ("failed", "diverged") and "lower" in line["message"]
+    first = by_number[0]
+    assert first["state"] == "finished" and first["epochs"] == EPOCHS
+    assert first["values"] == {"train.learning_rate": 0.002, "model.dropout": 0.5}
+    assert first["cpus"] == 1.0 and first["cpu_s"] > 0 and first["wall_s"] > 0
+    assert by_number[5]["repeat_of"] is not None and by_number[5]["seed"] == 1
+    assert list((searched / "trials" / "00000" / "tensorboard").iterdir())
+    assert not (searched / "ray").exists()
+
+
+@pytest.mark.slow
+def test_the_best_on_validation_becomes_the_bundle_and_is_tested_once(
+    searched: Path, tiny_dataset: str
+) -> None:
+    result = json.loads((searched / "result.json").read_text())
+    records = read_ledger(str(searched))
+    best = records[result["best"]["trial"]]
+    assert result["choices"][0]["mean"] >= result["default"] or len(result["choices"][0]["seeds"]) == SEEDS
+    assert result["trials"]["finished"] == len([r for r in records.values() if r.state == "finished"])
+    assert result["epochs"] <= result["epochs_asked"] == 6 * EPOCHS
+    highest = max(r.metrics["accuracy"] for r in records.values() if r.state == "finished")
+    front = [n for n, r in records.items() if r.state == "finished" and r.metrics["accuracy"] == highest]
+    assert result["pareto"] == sorted(front), "all networks have as many parameters"
+    bundle = load_bundle(str(searched / "bundle"))
+    assert bundle.metrics["val"]["accuracy"] == best.metrics["accuracy"]
+    assert bundle.metrics["epoch"] == best.best_epoch and bundle.calibration is not None
+    test = json.loads((searched / "test.json").read_text())
+    assert test["bundle"] == bundle.fingerprint and test["rows"] == 15
+    settings = config.load(str(searched / "best.yaml"))
+    assert settings.train.learning_rate == best.values["train.learning_rate"]
+    assert settings.train.seed == best.seed and settings.model.width == 16
+
+
+@pytest.mark.slow
+def test_the_page_and_the_table_show_it(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (searched / "report.html").read_text()
+    self_contained(page)
+    for text in (
+        "History",
+        "Learning curves",
+        "The best settings, to copy",
+        "model.dropout",
+        "diverged",
+        "crashed",
+    ):
+        assert text in page
+    with pytest.raises(SystemExit):
+        main(["tune", "show", str(searched)])
+    out, _ = capsys.readouterr()
+    assert "diverged" in out and "best: trial" in out and "test: accuracy" in out
+
+
+@pytest.mark.slow
+def test_a_search_is_resumed_from_its_files(searched: Path, tiny_dataset: str, tmp_path: Path) -> None:
+    output = tmp_path / "search"
+    shutil.copytree(searched, output)
+    lines = (output / "trials.jsonl").read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if json.loads(line)["trial"] == 0)
+    rest = [line for i, line in enumerate(lines) if i != at]
+    # As a killed driver leaves it: one trial ended without a line, the last line cut short.
+    (output / "trials.jsonl").write_text("".join(rest) + lines[at][:20])
+    told = (output / "test.json").stat().st_mtime_ns
+    files = {path: path.stat().st_mtime_ns for path in (output / "trials").rglob("*.safetensors")}
+    with pytest.raises(SpecDiffersError, match=r"space\.model\.dropout"):
+        other = {**SPACE, "model.dropout": {"choice": [0.1, 0.4]}}
+        api.tune(tiny_dataset, str(output), config=_config(tmp_path, other), set=SET, trials=5, resume=True)
+    given: dict[str, Any] = {
+        "config": _config(tmp_path, SPACE),
+        "set": SET,
+        "trials": 5,
+        "repeat_seeds": SEEDS,
+    }
+    with pytest.raises(UsageError, match="--resume"):
+        api.tune(tiny_dataset, str(output), **given)
+    api.tune(tiny_dataset, str(output), **given, resume=True)
+    records = read_ledger(str(output))
+    assert {n: (r.state, r.epochs, r.metrics) for n, r in records.items()} == {
+        n: (r.state, r.epochs, r.metrics) for n, r in read_ledger(str(searched)).items()
+    }
+    after = {path: path.stat().st_mtime_ns for path in files}
+    assert [p for p in files if files[p] != after[p] and "checkpoints" in str(p)] == [], (
+        "a trial was repeated"
+    )
+    assert (output / "test.json").stat().st_mtime_ns == told, "the test split was looked at again"
+
+
+def test_a_search_needs_validation_records(tiny_source: Path, tmp_path: Path) -> None:
+    api.pack(
+        str(tiny_source),
+        str(tmp_path / "data"),
+        field=["weather=tabular:height"],
+        split_ratio=(1.0, 0.0, 0.0),
+    )
+    with pytest.raises(DataError, match="val records"):
+        api.tune(str(tmp_path / "data"), str(tmp_path / "search"))
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt"])
+def test_schedulers_end_with_trials_of_any_size(
+    tiny_dataset: str, tmp_path: Path, scheduler: str, num_workers: int
+) -> None:
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0.0, 0.5]}}
+    given = [*(s for s in SET if "search." not in s or "concurrent" in s), f"search.scheduler={scheduler}"]
+    given.append("search.algorithm=random")
+    found = api.tune(
+        tiny_dataset, str(tmp_path / "search"), config=_config(tmp_path, space), set=given, trials=4,
+        num_workers=num_workers,
+    )  # fmt: skip
+    assert sum(found.summary["trials"].values()) == 4 and "failed" not in found.summary["trials"]
+    assert not [g for g in _placement_groups() if g["state"] != "REMOVED"]
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_driver_that_is_killed_twice_loses_no_trial_and_repeats_none(
+    tiny_dataset: str, tmp_path: Path, num_workers: int
+) -> None:
+    output, planned = tmp_path / "search", 5
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0.0, 0.5]}}
+    command = [
+        sys.executable, "-m", "xmodal_dist.cli", "tune", "--data", tiny_dataset, "--output", str(output), "--resume",
+        "--config", _config(tmp_path, space), "--trials", str(planned), "--num-workers", str(num_workers),
+    ]  # fmt: skip
+    for setting in SET:
+        if "search." not in setting:
+            command += ["--set", setting]
+    kept: dict[int, Any] = {}
+    for lines in (1, 3, None):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while driver.poll() is None and (lines is None or len(read_ledger(str(output))) < lines):
+            time.sleep(0.2)
+        driver.kill()
+        assert driver.wait() == (0 if lines is None else -signal.SIGKILL)
+        records = read_ledger(str(output))
+        assert {n: records[n] for n in kept} == kept, "a finished trial was run again"
+        kept = records
+    table = [json.loads(line)["trial"] for line in (output / "trials.jsonl").read_text().splitlines()]
+    assert sorted(table) == list(range(planned))
+    assert all(record.state != "failed" for record in kept.values())
+
+
+def _placement_groups() -> list[dict[str, Any]]:
+    from ray.util import placement_group_table
+
+    return list(placement_group_table().values())

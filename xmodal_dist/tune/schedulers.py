@@ -1,0 +1,190 @@
+"""Who stops, pauses and changes trials: Ray Tune's schedulers, with the trials that they must leave alone spared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from xmodal_dist.bundle import build_model
+from xmodal_dist.errors import UsageError
+from xmodal_dist.tune.ledger import Planned
+from xmodal_dist.tune.settings import Dimension, SearchSettings
+from xmodal_dist.tune.space import Space
+from xmodal_dist.tune.trial import SCORE, TrialBase, number_of, trial_job
+
+__all__ = ["SparingScheduler", "check_population", "make_scheduler"]
+
+_EPOCH = "epoch"
+_FIXED_WHILE_TRAINING = {"train.epochs", "train.batch_size", "train.lanes", "train.fit_rows"}
+
+
+def make_scheduler(
+    settings: SearchSettings, space: Space, max_epochs: int, past: Sequence[Sequence[float]] = ()
+) -> TrialScheduler:
+    """The scheduler of a search.
+
+    Args:
+        settings: of the search.
+        space: what ``pbt`` changes.
+        max_epochs: of a trial.
+        past: scores after each epoch of trials that ended before the search was resumed; ``asha`` compares with them.
+    """
+    common: dict[str, Any] = {"metric": SCORE, "mode": "max", "time_attr": _EPOCH}
+    inner: TrialScheduler
+    if settings.scheduler == "asha":
+        inner = AsyncHyperBandScheduler(
+            **common,
+            max_t=max_epochs,
+            grace_period=min(settings.grace_epochs, max_epochs),
+            reduction_factor=settings.reduction_factor,
+            stop_last_trials=False,
+        )
+        for number, scores in enumerate(past):
+            ended: Any = SimpleNamespace(trial_id=f"past-{number}")
+            inner.on_trial_add(None, ended)  # type: ignore[arg-type]
+            for epoch, score in enumerate(scores, start=1):
+                inner.on_trial_result(None, ended, {_EPOCH: epoch, SCORE: score})  # type: ignore[arg-type]
+    elif settings.scheduler == "hyperband":
+        inner = HyperBandScheduler(**common, max_t=max_epochs, reduction_factor=settings.reduction_factor)
+    elif settings.scheduler == "pbt":
+        inner = PopulationBasedTraining(
+            **common,
+            perturbation_interval=settings.perturbation_epochs,
+            hyperparam_mutations={name: _mutation(d) for name, d in space.dimensions.items()},
+            custom_explore_fn=lambda config: _within(space, config),
+            log_config=False,
+        )
+    else:
+        inner = FIFOScheduler()  # type: ignore[no-untyped-call]
+    return SparingScheduler(inner)
+
+
+class SparingScheduler(TrialScheduler):
+    """A scheduler that never sees trial 0, the run's own settings: it trains to its end, as a measure.
+
+    Args:
+        inner: decides on all others.
+    """
+
+    def __init__(self, inner: TrialScheduler) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._inner = inner
+
+    @property
+    def supports_buffered_results(self) -> bool:
+        """As the inner one."""
+        return bool(self._inner.supports_buffered_results)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Settled by :func:`make_scheduler` already."""
+        del spec
+        return metric is None and mode is None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Told where the trial is not spared; PBT, which refuses any search algorithm, is told of none."""
+        if not _spared(trial):
+            if isinstance(self._inner, PopulationBasedTraining):
+                tune_controller = SimpleNamespace(search_alg=None)
+            self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Told where the trial is not spared."""
+        if not _spared(trial):
+            self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """The inner one's decision."""
+        if _spared(trial):
+            return str(TrialScheduler.CONTINUE)
+        return str(self._inner.on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Told where the trial is not spared."""
+        if not _spared(trial):
+            self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Told where the trial is not spared."""
+        if not _spared(trial):
+            self._inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """A spared one that waits, else the inner one's choice."""
+        for trial in tune_controller.get_trials():
+            if _spared(trial) and trial.status in ("PENDING", "PAUSED"):
+                return trial
+        return self._inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        """The inner one's."""
+        return str(self._inner.debug_string())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search is resumed from its own files."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a search is resumed from its own files."""
+
+
+def check_population(base: TrialBase, space: Space) -> None:
+    """Refuse dimensions that ``pbt`` cannot change while a trial trains.
+
+    Raises:
+        UsageError: the weights of one value would not fit the network of another, or the epochs would not.
+    """
+    plain = Planned(0, {}, base.run.train.seed)
+    shapes = _shapes(base, plain)
+    for name, dimension in space.dimensions.items():
+        problem = ""
+        if dimension.when:
+            problem = "it depends on another setting"
+        elif name in _FIXED_WHILE_TRAINING:
+            problem = "it changes the order of the records"
+        elif any(_shapes(base, Planned(0, {name: value}, plain.seed)) != shapes for value in dimension.ends):
+            problem = "it changes the shape of the network"
+        if problem:
+            raise UsageError(
+                f"search.space.{name}: search.scheduler=pbt cannot change it while a trial trains, because {problem}; "
+                f"leave it out, or set another scheduler"
+            )
+
+
+def _shapes(base: TrialBase, planned: Planned) -> dict[str, torch.Size]:
+    job = trial_job(base, planned)
+    with torch.device("meta"):
+        model = build_model(job.specs, len(job.manifest.classes), job.model)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _mutation(dimension: Dimension) -> Any:
+    from ray import tune
+
+    if dimension.choice is not None:
+        return list(dimension.choice)
+    low, high = dimension.ends
+    if dimension.integer is not None:
+        return tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if dimension.loguniform is not None else tune.uniform(low, high)
+
+
+def _within(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """Perturbed values brought back into their ranges."""
+    for name, dimension in space.dimensions.items():
+        if dimension.choice is None:
+            low, high = dimension.ends
+            config[name] = min(max(config[name], low), high)
+    return config
+
+
+def _spared(trial: Any) -> bool:
+    return number_of(str(trial)) == 0
