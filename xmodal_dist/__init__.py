@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         find_lr,
         inspect,
         pack,
+        plan,
         score,
         train,
         tune,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "__version__", "calibrate", "compare", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "score",
-    "train", "tune", "verify",
+    "__version__", "calibrate", "compare", "doctor", "evaluate", "explain", "find_lr", "inspect", "pack", "plan",
+    "score", "train", "tune", "verify",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xmodal_dist.api.comparison import compare
 from xmodal_dist.api.data import doctor, inspect, pack, verify
 from xmodal_dist.api.evaluation import calibrate, evaluate, evaluation_path, explain, run_page
+from xmodal_dist.api.planning import plan
 from xmodal_dist.api.reports import report
 from xmodal_dist.api.scoring import gc, retry, score
 from xmodal_dist.api.training import find_lr, train
@@ -21,6 +22,7 @@ __all__ = [
     "gc",
     "inspect",
     "pack",
+    "plan",
     "report",
     "retry",
     "run_page",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xmodal_dist.cli import data, evaluation, scoring, submit, tools, training, tuning
+from xmodal_dist.cli import data, evaluation, planning, scoring, submit, tools, training, tuning
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.version import __version__
 
@@ -31,6 +31,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     tools.demo, data.pack, data.inspect, training.train, training.find_lr, training.report,
     evaluation.evaluate, evaluation.compare, evaluation.calibrate, evaluation.explain,
     scoring.score, scoring.retry, scoring.gc, data.verify, tools.doctor,
+    planning.plan,
 )  # fmt: skip
 _tune_app = typer.Typer(invoke_without_command=True)
 app.add_typer(_tune_app, name="tune", help=tuning.tune.__doc__)
@@ -38,7 +39,10 @@ for command in _COMMANDS:
     app.command()(command)
 _tune_app.callback()(tuning.tune)
 _tune_app.command("show")(tuning.show_search)
-_SUBMITTED = (tuning.tune, *(command for command in _COMMANDS if command.__module__ != tools.__name__))
+_SUBMITTED = (
+    tuning.tune,
+    *(command for command in _COMMANDS if command.__module__ not in (tools.__name__, planning.__name__)),
+)
 app.add_typer(submit.build(_SUBMITTED), name="submit")
 _config_app.command("print")(tools.config_print)
 _config_app.command("encoders")(tools.config_encoders)

@@ -7,7 +7,6 @@ record. Units travel in groups: one a task would cost the driver more than some 
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,29 +16,13 @@ import pyarrow as pa
 from xmodal_dist.errors import RunAgainError, XmodalError
 from xmodal_dist.score.context import Job
 from xmodal_dist.score.formats import Receipt
-from xmodal_dist.score.plan import Plan, Unit
+from xmodal_dist.score.plan import Plan, Unit, group_sizes
 from xmodal_dist.score.pool import Pool
 from xmodal_dist.score.worker import ScoreWorker, receipt_of
 
-__all__ = ["group_sizes", "score_units"]
+__all__ = ["score_units"]
 
-_MAX_GROUP_UNITS = 64
-_ROUNDS = 4
 _RECEIPT_BYTES = 1024
-
-
-def group_sizes(num_units: int, num_lanes: int) -> list[int]:
-    """Sizes of the groups in which units are handed out, in order: large at first, single ones at the end.
-
-    Guided self-scheduling (Polychronopoulos and Kuck 1987): each group is a share of what is left, so that the lanes
-    of all workers finish together though units differ.
-    """
-    sizes = []
-    while num_units:
-        size = min(_MAX_GROUP_UNITS, math.ceil(num_units / (_ROUNDS * num_lanes)))
-        sizes.append(size)
-        num_units -= size
-    return sizes
 
 
 def score_units(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-__all__ = ["Plan", "Unit"]
+__all__ = ["Plan", "Unit", "group_sizes"]
+
+_MAX_GROUP_UNITS = 64
+_ROUNDS = 4
 
 
 class Unit(NamedTuple):
@@ -129,3 +133,17 @@ class Plan:
         )
         units = rows[:, 1] > rows[:, 0]
         return Plan(tuple(paths), tuple(pins), file[units], groups[units].astype(np.int32), rows[units])
+
+
+def group_sizes(num_units: int, num_lanes: int) -> list[int]:
+    """Sizes of the groups in which units are handed out, in order: large at first, single ones at the end.
+
+    Guided self-scheduling (Polychronopoulos and Kuck 1987): each group is a share of what is left, so that the lanes
+    of all workers finish together though units differ.
+    """
+    sizes = []
+    while num_units:
+        size = min(_MAX_GROUP_UNITS, math.ceil(num_units / (_ROUNDS * num_lanes)))
+        sizes.append(size)
+        num_units -= size
+    return sizes
