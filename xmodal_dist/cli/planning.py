@@ -67,7 +67,8 @@ def _whole(option: str, text: str) -> int:
 def _show(assumptions: Assumptions, forecasts: list[Forecast]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (
-        "workers", "wall", "records/s", "efficiency", "cost", "lost work", "driver", "storage", "metadata", "bottleneck",
+        "workers", "wall", "records/s", "efficiency", "cost", "lost work", "driver", "storage", "metadata",
+        "bottleneck",
     ):  # fmt: skip
         table.add_column(column, justify="left" if column == "bottleneck" else "right")
     for found in forecasts:
@@ -79,8 +80,8 @@ def _show(assumptions: Assumptions, forecasts: list[Forecast]) -> None:
         )  # fmt: skip
     head = forecasts[0]
     lines = [
-        f"{head.units:,} units of {head.rows_per_unit:,} records; {1e3 * assumptions.seconds_per_record:.4g} ms a record, "
-        f"{assumptions.unit_s:.3g} s a unit; {assumptions.drivers} driver{'s' * (assumptions.drivers > 1)}"
+        f"{head.units:,} units of {head.rows_per_unit:,} records, {assumptions.unit_s:.3g} s each; "
+        f"{1e3 * assumptions.seconds_per_record:.4g} ms a record; drivers: {assumptions.drivers}"
     ]
     lines += [f"{found.workers:,} workers: {found.advice}" for found in forecasts]
     lines += [

@@ -114,7 +114,7 @@ def forecast(assumptions: Assumptions, records: int, workers: int, seed: int = 0
         workers_lost=found.workers_lost * scale,
         utilisation=utilisation,
         bottleneck=bottleneck,
-        advice=_advice(bottleneck, assumptions, utilisation, units, workers),
+        advice=_advice(bottleneck, assumptions, units, workers, utilisation["metadata"]),
     )
 
 
@@ -151,48 +151,50 @@ def _bottleneck(utilisation: dict[str, float], units: int, workers: int) -> str:
     return "units" if longest in ("workers", "start") and units < 4 * workers else longest
 
 
-def _advice(
-    bottleneck: str, assumptions: Assumptions, utilisation: dict[str, float], units: int, workers: int
-) -> str:
-    busy = utilisation.get(bottleneck, 0.0)
-    rows = assumptions.rows_per_unit
-    larger = _round(rows * busy / _COMFORTABLE)
+def _advice(bottleneck: str, assumptions: Assumptions, units: int, workers: int, metadata: float) -> str:
+    rows, limits = assumptions.rows_per_unit, _limits(assumptions)
     if bottleneck == "workers":
-        limit, what = _limit(assumptions)
-        if limit == math.inf:
+        what = min(limits, key=limits.__getitem__)
+        if limits[what] == math.inf:
             return "more workers help"
-        more = f"up to about {_round(limit):,}, where the {what} is the limit"
-        return f"more workers help {more}" if limit > workers else f"near the limit of the {what}"
-    if bottleneck == "driver":
-        drivers = math.ceil(assumptions.drivers * busy / _COMFORTABLE)
-        return f"set score.unit_rows={larger}, or give the command {drivers} times, each with its share of the workers"
-    if bottleneck == "storage":
-        return (
-            f"set score.unit_rows={larger} if requests are the limit; if bytes are, fewer workers do as much"
-        )
-    if bottleneck == "metadata":
-        return f"planning and listing take {busy:.0%}: set score.unit_rows={larger}, fewer and larger input files"
+        more = f"up to about {_round(limits[what]):,}, where the {what} is the limit"
+        return f"more workers help {more}" if limits[what] > workers else f"near the limit of the {what}"
     if bottleneck == "units":
         smaller = max(1, math.ceil(rows * units / (16 * workers)))
         return (
             f"{units:,} units for {workers:,} workers: set score.unit_rows={smaller}, or take fewer workers"
         )
-    return "starting takes most of the time: take fewer workers, or a cluster that is up"
+    if bottleneck == "start":
+        return "starting takes most of the time: take fewer workers, or a cluster that is up"
+    if bottleneck == "metadata":
+        coarser = _round(rows * metadata / 0.1)
+        return (
+            f"planning and listing take {metadata:.0%}: set score.unit_rows={coarser}, in larger input files"
+        )
+    if bottleneck == "storage" and limits["storage's bytes"] < limits["storage's requests"]:
+        most = _round(limits["storage's bytes"])
+        return (
+            f"the storage's bytes are the limit: take {most:,} workers, which do as much, or nearer storage"
+        )
+    load = workers / limits["driver" if bottleneck == "driver" else "storage's requests"]
+    larger = f"set score.unit_rows={_round(rows * load / _COMFORTABLE)}"
+    if bottleneck == "storage":
+        return f"{larger}, in row groups as large: fewer requests"
+    drivers = math.ceil(assumptions.drivers * load / _COMFORTABLE)
+    return f"{larger}, or give the command {drivers:,} times, each with its share of the workers"
 
 
-def _limit(assumptions: Assumptions) -> tuple[float, str]:
-    """How many workers keep the driver or the storage wholly busy, and which of them."""
-    a, rows = assumptions, assumptions.rows_per_unit
-    requests = (a.read_requests_per_unit + a.commit_requests_per_unit) / (
-        a.storage_requests_per_s or math.inf
-    )
-    size = rows * (a.input_bytes_per_record + a.output_bytes_per_record)
-    costs = {
+def _limits(assumptions: Assumptions) -> dict[str, float]:
+    """How many workers keep each of what they share wholly busy."""
+    a = assumptions
+    size = a.rows_per_unit * (a.input_bytes_per_record + a.output_bytes_per_record)
+    requests = a.read_requests_per_unit + a.commit_requests_per_unit
+    needed_s = {
         "driver": a.driver_s_per_unit / a.drivers,
-        "storage": max(requests, size / (a.storage_bytes_per_s or math.inf)),
+        "storage's requests": requests / (a.storage_requests_per_s or math.inf),
+        "storage's bytes": size / (a.storage_bytes_per_s or math.inf),
     }
-    what = max(costs, key=costs.__getitem__)
-    return (a.unit_s / costs[what] if costs[what] else math.inf), what
+    return {what: a.unit_s / seconds if seconds else math.inf for what, seconds in needed_s.items()}
 
 
 def _round(value: float) -> int:

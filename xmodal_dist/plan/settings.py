@@ -17,8 +17,8 @@ _SCORE = ScoreSettings()
 class Assumptions(Settings):
     """One scoring run, as the simulation sees it. Limits are of the whole run; None is no limit.
 
-    The defaults of the driver were measured with workers that sleep, those of the storage are what a bucket of S3 grants a
-    prefix; see docs/plan.md.
+    The defaults of the driver were measured with workers that sleep, those of the storage are what S3 grants one
+    prefix of a bucket; see docs/plan.md.
 
     Attributes:
         seconds_per_record: of one worker at work: reading, decoding, predicting, committing.
@@ -32,7 +32,7 @@ class Assumptions(Settings):
         commit_s: seconds of a commit beyond those in ``seconds_per_record``, while the worker does nothing else.
         start_s: from the command to its first record, where no machine has to be started.
         workers_started_per_s: how fast a cluster brings workers; None has them all at once.
-        worker_mtbf_hours: mean time between losses of one worker (crash, node, preemption), exponential; None loses none.
+        worker_mtbf_hours: mean time between losses of one worker (crash, node, preemption), exponential; None: none.
         replacement_s: from the loss of a worker to the first record of its replacement.
         drivers: commands on the same output at a time; each has its share of the workers.
         driver_s_per_unit: of one driver, for each receipt: take it, check it, count it, show it.
@@ -64,7 +64,7 @@ class Assumptions(Settings):
     worker_mtbf_hours: float | None = Field(None, gt=0)
     replacement_s: float = Field(60.0, ge=0)
     drivers: int = Field(1, ge=1)
-    driver_s_per_unit: float = Field(0.005, ge=0)
+    driver_s_per_unit: float = Field(0.008, ge=0)
     driver_s_per_group: float = Field(0.005, ge=0)
     storage_requests_per_s: float | None = Field(3500.0, gt=0)
     storage_bytes_per_s: float | None = Field(None, gt=0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xmodal_dist.plan.settings import Assumptions
 from xmodal_dist.score.plan import group_sizes
@@ -105,7 +106,7 @@ class _Draws:
     def __init__(self, assumptions: Assumptions, unit_s: float, workers: int, seed: int) -> None:
         # A stream for each purpose: what one run draws more of moves nothing else.
         unit, speed, loss, failure = (np.random.default_rng((seed, stream)) for stream in range(4))
-        self.slowness = _log_normal(assumptions.worker_variation, speed, workers).tolist()
+        self.slowness: list[float] = _log_normal(assumptions.worker_variation, speed, workers).tolist()
         self._unit, self._unit_s, self._variation = unit, unit_s, assumptions.unit_variation
         self._mtbf_s = 3600 * (assumptions.worker_mtbf_hours or math.inf)
         self._loss, self._failure, self._rate = loss, failure, assumptions.unit_failure_rate
@@ -121,14 +122,14 @@ class _Draws:
 
     def life_s(self) -> float:
         """How long a worker lives from now on."""
-        return self._loss.exponential(self._mtbf_s) if self._mtbf_s < math.inf else math.inf
+        return float(self._loss.exponential(self._mtbf_s)) if self._mtbf_s < math.inf else math.inf
 
     def fails(self) -> bool:
         """Whether an attempt comes to nothing."""
-        return self._rate > 0 and self._failure.random() < self._rate
+        return self._rate > 0 and float(self._failure.random()) < self._rate
 
 
-def _log_normal(variation: float, generator: np.random.Generator, count: int) -> np.ndarray:
+def _log_normal(variation: float, generator: np.random.Generator, count: int) -> NDArray[np.float64]:
     """[count] of mean 1 with a coefficient of variation."""
     sigma = math.sqrt(math.log1p(variation**2))
     return generator.lognormal(-(sigma**2) / 2, sigma, count)
