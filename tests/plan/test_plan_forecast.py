@@ -52,6 +52,12 @@ def test_the_advice_on_the_driver_holds() -> None:
     assert after.bottleneck == "workers" and after.wall_s < before.wall_s
 
 
+def test_larger_units_need_more_bytes_too() -> None:
+    given = {"unit_rows": 100, "unit_bytes": 10_000, "input_bytes_per_record": 100.0}
+    assert "score.unit_bytes=" in _of(10**6, 100, **given).advice
+    assert "score.unit_bytes=" not in _of(10**6, 100, **given | {"unit_bytes": 10**9}).advice
+
+
 @pytest.mark.parametrize(
     ("records", "workers", "given", "words"),
     [

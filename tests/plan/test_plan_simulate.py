@@ -76,16 +76,18 @@ def test_losses_cost_what_was_under_way() -> None:
     assert stormy.lost_s < 2.0 * stormy.units_repeated
 
 
-# Benchmark S: workers that sleep a second a unit instead of computing; the share of their time that is slept.
-MEASURED_SHARE = {1: 0.99, 4: 0.99, 16: 0.99}
+# Workers that sleep a second a unit instead of computing (benchmark S); the share of their time that is slept.
+QUIET = {1: 0.99, 4: 0.99, 16: 0.99, 64: 0.93}
+LOADED = {1: 0.966, 2: 0.950, 4: 0.948, 8: 0.931}
 
 
-def test_scaling_is_as_measured() -> None:
-    """Calibrated on one worker, right on four and sixteen."""
+@pytest.mark.parametrize("measured", [QUIET, LOADED], ids=["quiet", "loaded"])
+def test_scaling_is_as_measured(measured: dict[int, float]) -> None:
+    """Calibrated on one worker alone, within 5 % on the others."""
     assumptions = Assumptions(
-        seconds_per_record=0.01 / MEASURED_SHARE[1], unit_rows=100, unit_variation=0.01, start_s=0
+        seconds_per_record=0.01 / measured[1], unit_rows=100, unit_variation=0.01, start_s=0
     )
-    for workers, measured in MEASURED_SHARE.items():
+    for workers, share in measured.items():
         units = 30 * workers
         found = simulate(assumptions, units, ROWS, workers)
-        assert units * 1.0 / (workers * found.span_s) == pytest.approx(measured, rel=0.05)
+        assert units * 1.0 / (workers * found.span_s) == pytest.approx(share, rel=0.05)

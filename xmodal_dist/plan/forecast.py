@@ -160,28 +160,32 @@ def _advice(bottleneck: str, assumptions: Assumptions, units: int, workers: int,
         more = f"up to about {_round(limits[what]):,}, where the {what} is the limit"
         return f"more workers help {more}" if limits[what] > workers else f"near the limit of the {what}"
     if bottleneck == "units":
-        smaller = max(1, math.ceil(rows * units / (16 * workers)))
-        return (
-            f"{units:,} units for {workers:,} workers: set score.unit_rows={smaller}, or take fewer workers"
-        )
+        smaller = _set_rows(assumptions, max(1.0, rows * units / (16 * workers)))
+        return f"{units:,} units for {workers:,} workers: {smaller}, or take fewer workers"
     if bottleneck == "start":
         return "starting takes most of the time: take fewer workers, or a cluster that is up"
     if bottleneck == "metadata":
-        coarser = _round(rows * metadata / 0.1)
-        return (
-            f"planning and listing take {metadata:.0%}: set score.unit_rows={coarser}, in larger input files"
-        )
+        larger = _set_rows(assumptions, rows * metadata / 0.1)
+        return f"planning and listing take {metadata:.0%}: {larger}, in larger input files"
     if bottleneck == "storage" and limits["storage's bytes"] < limits["storage's requests"]:
         most = _round(limits["storage's bytes"])
         return (
             f"the storage's bytes are the limit: take {most:,} workers, which do as much, or nearer storage"
         )
     load = workers / limits["driver" if bottleneck == "driver" else "storage's requests"]
-    larger = f"set score.unit_rows={_round(rows * load / _COMFORTABLE)}"
+    larger = _set_rows(assumptions, rows * load / _COMFORTABLE)
     if bottleneck == "storage":
         return f"{larger}, in row groups as large: fewer requests"
     drivers = math.ceil(assumptions.drivers * load / _COMFORTABLE)
     return f"{larger}, or give the command {drivers:,} times, each with its share of the workers"
+
+
+def _set_rows(assumptions: Assumptions, rows: float) -> str:
+    """How to make units of some rows; their bytes must be allowed too."""
+    count = _round(rows)
+    size = math.ceil(count * assumptions.input_bytes_per_record)
+    also = f" and score.unit_bytes={_round(size)}" if size > assumptions.unit_bytes else ""
+    return f"set score.unit_rows={count}{also}"
 
 
 def _limits(assumptions: Assumptions) -> dict[str, float]:
