@@ -25,6 +25,13 @@ def test_a_slice_says_what_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> No
     assert part.lost_worker_hours == pytest.approx(whole.lost_worker_hours, rel=0.6)
 
 
+def test_a_thousand_workers_score_ten_thousand_million_records() -> None:
+    found = _of(10**10, 1000, unit_rows=2**17, worker_mtbf_hours=24.0, replacement_s=120.0)
+    assert found.simulated_units == found.units == 76_294
+    assert found.wall_s == pytest.approx(10_000, rel=0.1) and found.bottleneck == "workers"
+    assert 50 < found.workers_lost < 200 and found.lost_worker_hours > 1
+
+
 @pytest.mark.parametrize(
     ("bottleneck", "words", "records", "workers", "given"),
     [

@@ -83,13 +83,17 @@ def _show(assumptions: Assumptions, forecasts: list[Forecast]) -> None:
         f"{head.units:,} units of {head.rows_per_unit:,} records, {assumptions.unit_s:.3g} s each; "
         f"{1e3 * assumptions.seconds_per_record:.4g} ms a record; drivers: {assumptions.drivers}"
     ]
-    lines += [f"{found.workers:,} workers: {found.advice}" for found in forecasts]
+    lines += [f"{_workers(found)}: {found.advice}" for found in forecasts]
     lines += [
-        f"{found.workers:,} workers: {found.simulated_units:,} units were simulated, the others taken at the same rate"
+        f"{_workers(found)}: {found.simulated_units:,} units were simulated, the others taken at the same rate"
         for found in forecasts
         if found.simulated_units < found.units
     ]
     show(table, *lines)
+
+
+def _workers(found: Forecast) -> str:
+    return f"{found.workers:,} worker" + "s" * (found.workers > 1)
 
 
 def _duration(seconds: float) -> str:
