@@ -42,15 +42,18 @@ class Placement(NamedTuple):
 
 
 @contextlib.contextmanager
-def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+def connect(
+    num_cpus: int | None = None, dashboard: bool = False, address: str | None = None
+) -> Iterator[None]:
     """A Ray session for the length of the block.
 
-    Joins the session of this process if there is one, else the cluster named by ``RAY_ADDRESS``, else starts one on
-    this machine and stops it at the end.
+    Joins the session of this process if there is one, else the cluster at ``address`` or named by ``RAY_ADDRESS``, else
+    starts one on this machine and stops it at the end.
 
     Args:
         num_cpus: logical CPUs of a cluster started here; None counts the machine's.
         dashboard: whether a cluster started here has the State and Jobs API.
+        address: of a cluster that is there; with one, none is ever started.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -62,7 +65,7 @@ def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[No
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        address = os.environ.get("RAY_ADDRESS")
+        address = address or os.environ.get("RAY_ADDRESS")
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:

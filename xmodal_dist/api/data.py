@@ -12,7 +12,10 @@ from xmodal_dist.dataset.inspect import Inspection, inspect_dataset
 from xmodal_dist.dataset.manifest import MANIFEST_NAME, Manifest
 from xmodal_dist.dataset.schema import Field, parse_field
 from xmodal_dist.dataset.verify import VerifyResult, verify_dataset
-from xmodal_dist.doctor import Finding, examine
+from xmodal_dist.doctor.cluster import examine_cluster
+from xmodal_dist.doctor.dataset import examine_dataset
+from xmodal_dist.doctor.finding import Finding
+from xmodal_dist.doctor.machine import examine_machine
 from xmodal_dist.errors import UsageError
 from xmodal_dist.ingest import pack as packing
 from xmodal_dist.progress import ConsoleProgress
@@ -102,6 +105,35 @@ def verify(path: str, *, reread_input: bool = False) -> VerifyResult:
     )
 
 
-def doctor(path: str | None = None) -> list[Finding]:
-    """Check this machine, Ray, and the storage at ``path``."""
-    return list(examine(path))
+def doctor(
+    path: str | None = None,
+    *,
+    address: str | None = None,
+    data: str | None = None,
+    config: str | None = None,
+    set: Sequence[str] = (),
+    price_per_hour: float | None = None,
+) -> list[Finding]:
+    """Check this machine, every node of the cluster, and perhaps a dataset with its settings.
+
+    Args:
+        path: directory or URI that jobs will write to, from this machine and from every node.
+        address: ``HOST:PORT`` of a Ray cluster's head, or ``auto``; None takes ``RAY_ADDRESS``, else starts Ray here.
+        data: a packed dataset; a few of its records are read and trained on.
+        config: YAML file of settings that the dataset is examined with.
+        set: overrides like ``train.batch_size=128``.
+        price_per_hour: of this machine, to say what training would cost.
+    """
+    settings = configuration.load(config, set)
+    findings = [*examine_machine(path), *examine_cluster(address, path)]
+    if data is not None:
+        findings += examine_dataset(
+            storage.absolute(data),
+            fields=settings.fields,
+            model=settings.model,
+            train=settings.train,
+            pipeline=settings.pipeline,
+            score=settings.score,
+            price_per_hour=price_per_hour,
+        )
+    return findings

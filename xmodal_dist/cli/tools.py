@@ -25,18 +25,29 @@ def demo(
 
 
 def doctor(
-    path: Annotated[str | None, typer.Option(help="Where jobs will write; probed.")] = None,
+    path: Annotated[str | None, typer.Option(help="Where jobs will write; probed from every node.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray head, or auto; none is started then.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="A packed dataset to examine as well.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of this machine: says what training would cost.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, Ray and storage; every finding says what to do."""
+    """Check this machine, every node, storage and a dataset; every finding says what to do."""
     from xmodal_dist import api
 
-    findings = api.doctor(path)
+    findings = api.doctor(
+        path, address=address, data=data, config=config, set=overrides or (), price_per_hour=price_per_hour
+    )
     table = Table("check", "", "seen", "what to do", box=None, pad_edge=False)
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     for finding in findings:
         level = f"[{colours[finding.level]}]{finding.level}[/]"
-        table.add_row(finding.check, level, finding.seen, finding.advice)
+        table.add_row(escape(finding.check), level, escape(finding.seen), escape(finding.advice))
     show_result([f._asdict() for f in findings], as_json, lambda: show(table))
     if any(finding.level == "error" for finding in findings):
         raise XmodalError("a check failed: see above")
