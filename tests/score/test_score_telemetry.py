@@ -1,4 +1,4 @@
-"""Metrics of scoring, read where Prometheus reads them: at the node's own endpoint."""
+"""Metrics of scoring and training, read where Prometheus reads them: at the node's own endpoint."""
 
 from __future__ import annotations
 
@@ -64,12 +64,19 @@ def test_the_metrics_endpoint_shows_what_workers_and_drivers_count(ray_session: 
 
             vars(telemetry)["_PREFIX"] = _PREFIX
             self.worker, self.driver = telemetry.WorkerTelemetry(), telemetry.DriverTelemetry()
+            from xmodal_dist.train import telemetry as training
+
+            vars(training)["_PREFIX"] = f"{_PREFIX}train_"
+            self.train = training.TrainTelemetry()
 
         def work(self, first: Receipt, second: Receipt, lost: Receipt) -> None:
             self.worker.unit(first, bytes_read=4096)
             self.worker.unit(second, died=2)
             self.worker.unit(lost)
             self.driver.show(workers=2, units_left=7, rows_per_s=12.5)
+            self.train.start(workers=3, epochs=9, epoch=1)
+            self.train.step(step=40, loss=0.5, learning_rate=0.001, records_per_s=80.0)
+            self.train.epoch(epoch=2, records=640, wait_for_data_share=0.25, val_loss=None)
 
     actor = Actor.remote()  # type: ignore[attr-defined]
     receipts = [
@@ -94,6 +101,14 @@ def test_the_metrics_endpoint_shows_what_workers_and_drivers_count(ray_session: 
         ("workers",): 2,
         ("units_left",): 7,
         ("rows_per_second",): 12.5,
+        ("train_starts",): 1,
+        ("train_records",): 640,
+        ("train_workers",): 3,
+        ("train_epochs_done",): 2,
+        ("train_steps_done",): 40,
+        ("train_loss",): 0.5,
+        ("train_records_per_second",): 80.0,
+        ("train_wait_for_data_share",): 0.25,
     }
     deadline = time.monotonic() + _TIMEOUT_S
     while not expected.items() <= (found := _samples(port)).items():

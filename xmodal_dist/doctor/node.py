@@ -111,7 +111,8 @@ class Node:
 
         with socket.socket() as listener:
             listener.bind(("", 0))
-            return str(ray.util.get_node_ip_address()), int(listener.getsockname()[1])
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            return str(host), int(listener.getsockname()[1])
 
     def all_reduce(
         self, meeting: tuple[str, int], rank: int, nodes: int, backend: str, timeout_s: float

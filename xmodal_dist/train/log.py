@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, always, and TensorBoard events. Rank 0 alone writes."""
+"""What a run tells while it trains: metrics.jsonl, always, TensorBoard events, and Ray's metrics. Rank 0 alone does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from xmodal_dist import storage
 from xmodal_dist.train.checkpoint import Progress
+from xmodal_dist.train.telemetry import train_telemetry
 
 __all__ = ["METRICS_NAME", "MetricsLog", "read_metrics"]
 
@@ -42,6 +43,7 @@ class MetricsLog:
         self._events = storage.join(run, "tensorboard")
         self._local = self._events if storage.is_local(run) else tempfile.mkdtemp(prefix="tensorboard-")
         self._writer = SummaryWriter(self._local, purge_step=global_step)
+        self._telemetry = train_telemetry()
 
     def start(
         self,
@@ -52,6 +54,8 @@ class MetricsLog:
         launched_s: float,
     ) -> None:
         """The beginning of an attempt of the command that began at ``launched_s`` (time.time())."""
+        if self._active and self._telemetry is not None:
+            self._telemetry.start(workers=len(workers), epochs=epochs, epoch=progress.epoch)
         self._add(
             {
                 "event": "start",
@@ -69,6 +73,10 @@ class MetricsLog:
         if not self._active:
             return
         self._scalars(progress.global_step, {"train/loss": loss, "train/learning_rate": learning_rate})
+        if self._telemetry is not None:
+            self._telemetry.step(
+                step=progress.global_step, loss=loss, learning_rate=learning_rate, records_per_s=records_per_s
+            )
         self._add(
             {
                 "event": "step",
@@ -104,6 +112,10 @@ class MetricsLog:
         values = {f"val_{name}": value for name, value in metrics.items()}
         self._scalars(step, {"train/epoch_loss": train_loss, **{f"val/{k}": v for k, v in metrics.items()}})
         share = timing["wait_for_data_s"] / max(timing["wall_s"], 1e-9)
+        if self._telemetry is not None:
+            self._telemetry.epoch(
+                epoch=epoch + 1, records=records, wait_for_data_share=share, val_loss=metrics.get("loss")
+            )
         self._scalars(
             step,
             {
