@@ -45,6 +45,23 @@ def test_only_what_is_wrong_has_advice_and_no_probe_stays(found: tuple[dict[str,
     assert list(folder.iterdir()) == []
 
 
+def test_two_processes_meet_and_one_that_is_gone_is_told(ray_session: None, tmp_path: Path) -> None:
+    import ray
+
+    (node,) = ray.nodes()
+    actors = [cluster._place(node["NodeID"], gpus=0) for _ in range(2)]
+    network = cluster._network("gloo", actors)
+    assert network.level == "ok" and network.seen.startswith("2 node(s) add up 4 MiB")
+    members = [_member(host)._replace(actor=actor) for host, actor in zip("ab", actors, strict=True)]
+    shared = cluster._shared(members, str(tmp_path))
+    assert shared.level == "ok" and shared.seen.endswith("created by 1 of 2")
+    ray.kill(actors[1])
+    shared = cluster._shared(members, str(tmp_path))
+    assert shared.level == "error" and shared.seen.startswith("b: ")
+    assert list(tmp_path.iterdir()) == []
+    ray.kill(actors[0])
+
+
 def test_a_path_that_a_node_cannot_write_is_an_error(ray_session: None, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     levels = {f.check: f.level for f in examine_machine(str(tmp_path / "file" / "below"))}

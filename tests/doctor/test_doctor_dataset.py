@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from xmodal_dist import config
+from xmodal_dist.doctor import dataset as examined
 from xmodal_dist.doctor.dataset import examine_dataset
 from xmodal_dist.doctor.finding import Finding
 from xmodal_dist.errors import UsageError
@@ -57,6 +58,14 @@ def test_row_groups_that_lanes_must_share_are_told(tiny_source: Path, tmp_path: 
     )
     finding = _examine(str(tmp_path / "d"))["row groups: rows"]
     assert finding.level == "warning" and "pack.rows_per_row_group" in finding.advice
+
+
+def test_row_groups_that_memory_does_not_hold_are_told(
+    tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examined, "_free_bytes", lambda: 4096)
+    finding = _examine(tiny_dataset)["row groups: bytes"]
+    assert finding.level == "error" and "pack.row_group_bytes" in finding.advice
 
 
 def test_settings_that_memory_does_not_hold_are_told(tiny_dataset: str) -> None:

@@ -150,11 +150,11 @@ def _of_members(members: Sequence[_Member], path: str | None) -> Iterator[Findin
     )
     yield _tokens(members)
     yield _clocks(members)
+    if path is not None:
+        yield _shared(members, path)
     yield _network("gloo", [m.actor for m in members])
     if any(m.gpus for m in members):
         yield from _nccl(members)
-    if path is not None:
-        yield _shared(members, path)
 
 
 def _place(node_id: str, gpus: int) -> Any:
@@ -170,13 +170,14 @@ def _answers(references: Sequence[Any], timeout_s: float) -> list[Any]:
     """What each call returned; in place of an answer that did not come, why, in one line."""
     import ray
 
-    ray.wait(list(references), num_returns=len(references), timeout=timeout_s)
-    answers: list[Any] = []
+    ready, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_s)
+    come, answers = set(ready), list[Any]()
     for reference in references:
-        try:
-            answers.append(ray.get(reference, timeout=0))
-        except ray.exceptions.GetTimeoutError:
+        if reference not in come:
             answers.append(f"no answer in {timeout_s:g} s")
+            continue
+        try:
+            answers.append(ray.get(reference, timeout=_ANSWER_S))
         except Exception as error:  # of the node, whatever it was
             answers.append(([line for line in str(error).splitlines() if line] or [repr(error)])[-1])
     return answers
