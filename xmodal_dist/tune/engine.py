@@ -88,8 +88,7 @@ def run_trials(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     pauses = settings.scheduler in ("hyperband", "pbt")
-    # Those that compare trials with each other need to know all of them; others ask one by one, knowing more each time.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "1"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "auto"  # as many as there are at once
     account = _Account(base, settings, ledger, planned, tell, watcher, deadline_s)
     trainable = tune.with_resources(
         tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)
@@ -108,6 +107,10 @@ def run_trials(
                 search_alg=account.searcher,
                 scheduler=make_scheduler(settings, space, _max_epochs(base, space), _past(base, ledger)),
                 num_samples=-1,
+                # Those that compare trials with each other need to know all of them. Others ask when a trial ends,
+                # knowing more each time, but at first for as many as there are at once: actors that begin one after
+                # the other cost a start each, as Tune gives the trial of one to the next that is free, and ends it.
+                max_concurrent_trials=None if pauses else base.needs.concurrent,
                 reuse_actors=True,
                 trial_name_creator=called,
                 trial_dirname_creator=called,
