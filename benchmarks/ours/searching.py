@@ -45,7 +45,7 @@ def main(asked: dict[str, Any]) -> None:
 
 
 def _search(base: Any, settings: Any, space: Any, actors: int) -> list[float]:
-    from xmodal_dist.tune.engine import run_trials
+    from xmodal_dist.tune.engine import Search, run_trials
     from xmodal_dist.tune.ledger import Ledger
     from xmodal_dist.tune.plan import Plan
 
@@ -61,7 +61,7 @@ def _search(base: Any, settings: Any, space: Any, actors: int) -> list[float]:
         if len(records) == settings.trials:
             region.close()
 
-    run_trials(base, settings, space, ledger, plan.next, plan.tell, watch, None)
+    run_trials(Search(base, settings, space, ledger), plan.next, plan.tell, watch, None)
     return [record.metrics["loss"] for record in ledger.records.values()]
 
 

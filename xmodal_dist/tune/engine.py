@@ -25,7 +25,7 @@ from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space
 from xmodal_dist.tune.trial import Trial, TrialBase, name_of, number_of, score_of
 
-__all__ = ["Running", "Watcher", "run_trials"]
+__all__ = ["Running", "Search", "Watcher", "run_trials"]
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own logs
@@ -39,6 +39,22 @@ _KEPT_CHECKPOINTS = 4
 """Of a trial that was paused or is copied; one that another is to go on from must not go too early."""
 _GRACE_S = 120.0
 """Trials whose epoch takes this long after the time is over are cut off; their last checkpoint counts."""
+
+
+class Search(NamedTuple):
+    """A search, checked.
+
+    Attributes:
+        base: what its trials share.
+        settings: of the search.
+        space: where it looks, and what ``pbt`` changes.
+        ledger: gets a line for each trial that ends.
+    """
+
+    base: TrialBase
+    settings: SearchSettings
+    space: Space
+    ledger: Ledger
 
 
 class Running(NamedTuple):
@@ -63,10 +79,7 @@ class Watcher(Protocol):
 
 
 def run_trials(
-    base: TrialBase,
-    settings: SearchSettings,
-    space: Space,
-    ledger: Ledger,
+    search: Search,
     planned: Callable[[], Planned | None],
     tell: Callable[[TrialRecord], None],
     watcher: Watcher,
@@ -75,21 +88,19 @@ def run_trials(
     """Run trials until there are none left, or the time is over.
 
     Args:
-        base: what they share.
-        settings: of the search.
-        space: what ``pbt`` changes.
-        ledger: gets a line for each trial that ends.
+        search: that they are of.
         planned: the next trial; None when there are no more.
         tell: called with every line.
         watcher: shows what goes on.
         deadline_s: time.time() after which no trial begins and each ends with its epoch.
     """
+    base, settings, space, ledger = search
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     pauses = settings.scheduler in ("hyperband", "pbt")
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "auto"  # as many as there are at once
-    account = _Account(base, settings, ledger, planned, tell, watcher, deadline_s)
+    account = _Account(search, planned, tell, watcher, deadline_s)
     trainable = tune.with_resources(
         tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)
     )
@@ -153,15 +164,13 @@ class _Account(tune.Callback):
 
     def __init__(
         self,
-        base: TrialBase,
-        settings: SearchSettings,
-        ledger: Ledger,
+        search: Search,
         planned: Callable[[], Planned | None],
         tell: Callable[[TrialRecord], None],
         watcher: Watcher,
         deadline_s: float | None,
     ) -> None:
-        self._base, self._settings, self._ledger = base, settings, ledger
+        self._base, self._settings, _, self._ledger = search
         self._planned, self._tell, self._watcher, self._deadline_s = planned, tell, watcher, deadline_s
         self._begun: dict[int, tuple[Planned, float]] = {}
         self.numbers: dict[str, int] = {}
@@ -213,7 +222,7 @@ class _Account(tune.Callback):
         number = number_of(str(trial))
         self._errors[number] = _last_line(trial.get_error()) or "its process died"
         self._free(number)
-        self._record(number_of(str(trial)), trial.config)
+        self._record(number, trial.config)
 
     def close(self) -> None:
         """Lines for the trials that time cut off, if it was time."""

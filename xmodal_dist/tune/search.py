@@ -16,7 +16,7 @@ from xmodal_dist.errors import DataError, RunAgainError
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.tune.algorithms import resolve_algorithm
 from xmodal_dist.tune.choice import Choice, best_seed, choose, summarise
-from xmodal_dist.tune.engine import Watcher, run_trials
+from xmodal_dist.tune.engine import Search, Watcher, run_trials
 from xmodal_dist.tune.final import drop_cache, make_bundle, with_cache
 from xmodal_dist.tune.ledger import RESULT_NAME, Ledger, TrialRecord
 from xmodal_dist.tune.plan import Plan
@@ -49,13 +49,6 @@ class SearchResult(NamedTuple):
     best: TrialRecord
     choices: tuple[Choice, ...]
     summary: dict[str, Any]
-
-
-class _Search(NamedTuple):
-    base: TrialBase
-    settings: SearchSettings
-    space: Space
-    ledger: Ledger
 
 
 def load_searchable(dataset: str) -> Manifest:
@@ -106,11 +99,11 @@ def search(
     budget = here.settings.budget_minutes
     deadline_s = None if budget is None else began_s + 60 * budget
     if plan.has_next:
-        run_trials(*here, plan.next, plan.tell, watch, deadline_s)
+        run_trials(here, plan.next, plan.tell, watch, deadline_s)
         _require_whole(ledger, deadline_s)
     if queue := plan.repeats():
         last = here._replace(settings=here.settings.model_copy(update={"scheduler": "none"}))
-        run_trials(*last, lambda: queue.pop(0) if queue else None, lambda _: None, watch, None)
+        run_trials(last, lambda: queue.pop(0) if queue else None, lambda _: None, watch, None)
         _require_whole(ledger, None)
     choices = choose(ledger.records.values(), base.metrics)
     best = best_seed(choices[0], base.metrics)
@@ -135,7 +128,7 @@ def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:
     return settings
 
 
-def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettings, resume: bool) -> _Search:
+def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettings, resume: bool) -> Search:
     """Check everything that can be checked before the first trial, and make the directory ours."""
     manifest = load_searchable(dataset)
     run, settings = with_cache(run, output), settle(run, settings)
@@ -156,7 +149,7 @@ def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettin
         "search": settings.identity(),
         "metrics": metrics,
     }
-    return _Search(base, settings, space, Ledger(output, identity, resume))
+    return Search(base, settings, space, Ledger(output, identity, resume))
 
 
 def _require_whole(ledger: Ledger, deadline_s: float | None) -> None:
