@@ -131,7 +131,10 @@ def run_trials(
                 storage_path=place,
                 stop=account.stopper,
                 callbacks=[account],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=_KEPT_CHECKPOINTS,
+                    checkpoint_at_end=False,  # a trial's own are in its run directory
+                ),
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
                 verbose=0,
             ),

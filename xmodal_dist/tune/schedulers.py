@@ -15,7 +15,6 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from xmodal_dist.bundle import build_model
 from xmodal_dist.errors import UsageError
 from xmodal_dist.tune.ledger import Planned
 from xmodal_dist.tune.settings import Dimension, SearchSettings
@@ -162,8 +161,7 @@ def check_population(base: TrialBase, space: Space) -> None:
 def _shapes(base: TrialBase, planned: Planned) -> dict[str, torch.Size]:
     job = trial_job(base, planned)
     with torch.device("meta"):
-        model = build_model(job.specs, len(job.manifest.classes), job.model)
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+        return {name: tensor.shape for name, tensor in job.new_model().state_dict().items()}
 
 
 def _mutation(dimension: Dimension) -> Any:

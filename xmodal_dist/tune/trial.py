@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import torch
 from ray.tune import Trainable
+from torch import nn
 
 from xmodal_dist import storage
-from xmodal_dist.bundle import build_model
 from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.errors import CheckpointError, DivergedError, XmodalError
 from xmodal_dist.modalities.fields import FieldSpec
@@ -98,7 +98,9 @@ def score_of(metrics: Mapping[str, float], names: Sequence[Metric]) -> float:
 
 
 class _Training(Protocol):
-    """A run under way."""
+    """A run under way, of a network with ``num_parameters``."""
+
+    num_parameters: int
 
     def epoch(self) -> Progress:
         """Train one more; blocks."""
@@ -112,6 +114,7 @@ class _Alone:
 
     def __init__(self, job: TrainJob, base: TrialBase) -> None:
         self._worker = Worker(job, Place.alone(job.use_gpu, base.needs.trials_on_node))
+        self.num_parameters = _count(self._worker.model)
 
     def epoch(self) -> Progress:
         if not self._worker.progress.done:
@@ -167,6 +170,8 @@ class _Group:
 
     def __init__(self, job: TrainJob, base: TrialBase) -> None:
         self._job, self._gate = job, _Gate(job.run)
+        with torch.device("meta"):
+            self.num_parameters = _count(job.new_model())
         newest = latest_checkpoint(job.checkpoints, job.digest)
         self._progress = load_progress(job.checkpoints, newest) if newest else Progress()
         self._gate.start(self._progress.epoch)
@@ -236,7 +241,7 @@ class Trial(Trainable):
         try:
             if self._training is None:
                 self._training = self._open()
-            result = self._result(self._training.epoch())
+            result = self._result(self._training.epoch(), self._training.num_parameters)
         except Exception as error:
             reason = _reason(error)
             if reason is None:
@@ -301,11 +306,11 @@ class Trial(Trainable):
             clear_checkpoints(job.checkpoints)  # killed while it took over another trial's
         return (_Alone if self._base.needs.num_workers == 1 else _Group)(job, self._base)
 
-    def _result(self, progress: Progress) -> dict[str, Any]:
+    def _result(self, progress: Progress, num_parameters: int) -> dict[str, Any]:
         """What Tune, the callbacks and the table are told of an epoch."""
         lines = [line for line in read_metrics(self._job.run) if line["event"] == "epoch"]
         best = {k: v for k, v in progress.best_metrics.items() if isinstance(v, float)}
-        now = {name: lines[-1][f"val_{name}"] for name in best} | {"parameters": self._parameters}
+        now = {name: lines[-1][f"val_{name}"] for name in best} | {"parameters": num_parameters}
         score = score_of(now, self._base.metrics)
         if not (math.isfinite(score) and math.isfinite(now["loss"])):
             raise DivergedError(f"the validation loss of epoch {progress.epoch - 1} is {now['loss']}")
@@ -314,17 +319,10 @@ class Trial(Trainable):
             "done": progress.done,
             "finished": progress.done,
             SCORE: score,
-            "best": {**best, "parameters": now["parameters"]},
+            "best": {**best, "parameters": num_parameters},
             "best_epoch": progress.best_epoch,
             **self._costs(),
         }
-
-    @property
-    def _parameters(self) -> int:
-        job = self._job
-        with torch.device("meta"):
-            model = build_model(job.specs, len(job.manifest.classes), job.model)
-        return sum(parameter.numel() for parameter in model.parameters())
 
     def _costs(self) -> dict[str, Any]:
         """Seconds since they were last told."""
@@ -333,6 +331,10 @@ class Trial(Trainable):
         told = {"wall_s": now_s - self._told_s, "cpu_s": now_cpu_s - self._told_cpu_s if alone else None}
         self._told_s, self._told_cpu_s = now_s, now_cpu_s
         return told
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _reason(error: Exception) -> str | None:
