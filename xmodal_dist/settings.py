@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Settings", "differences"]
+__all__ = ["Settings", "differences", "shown"]
 
 
 class Settings(BaseModel):
@@ -37,3 +37,8 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
             yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
     elif old != new:
         yield f"{at} was {old!r}, now {new!r}"
+
+
+def shown(value: Any) -> str:
+    """A setting's value for people: three digits of a number with a fraction."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

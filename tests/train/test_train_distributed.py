@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.assassin import assassin, has_done
 from xmodal_dist.bundle import check_files, load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import BudgetExceededError, SpecDiffersError, UsageError, XmodalError
@@ -71,30 +67,12 @@ def alone(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainR
 def killed(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A run on two workers, one of which is killed in the middle of the second epoch."""
     run = tmp_path_factory.mktemp("killed") / "run"
-    with _assassin(run):
+    with _killing(run):
         return _train(tiny_dataset, run, 2)
 
 
-@contextmanager
-def _assassin(run: Path) -> Iterator[None]:
-    stop = threading.Event()
-    thread = threading.Thread(target=_kill_a_worker, args=(run, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _kill_a_worker(run: Path, stop: threading.Event) -> None:
-    while not stop.is_set():
-        lines = read_metrics(str(run))
-        steps_per_epoch = lines[0]["steps_per_epoch"] if lines else 10**9
-        if any(line["event"] == "step" and line["step"] >= steps_per_epoch + 4 for line in lines):
-            os.kill(lines[0]["workers"][1]["pid"], signal.SIGKILL)
-            return
-        time.sleep(0.02)
+def _killing(run: Path) -> AbstractContextManager[None]:
+    return assassin(run, 1, lambda lines: has_done(lines, lines[0]["steps_per_epoch"] + 4))
 
 
 def _weights(result: TrainResult) -> dict[str, torch.Tensor]:
@@ -140,7 +118,7 @@ def test_so_they_do_with_mixup_balancing_averaged_and_class_weights(
     model = ModelSettings(width=16, fusion="attention", balance="ogm")
     asked = {"loss": "focal", "class_weights": "balanced", "mixup_alpha": 0.4, "ema_decay": 0.9}
     alone = _train(tiny_dataset, tmp_path / "alone", 1, model=model, **asked)
-    with _assassin(tmp_path / "killed"):
+    with _killing(tmp_path / "killed"):
         killed = _train(tiny_dataset, tmp_path / "killed", 2, model=model, **asked)
     starts = [line for line in read_metrics(killed.run) if line["event"] == "start"]
     assert len(starts) == 2 and starts[1]["step"] % starts[1]["steps_per_epoch"] != 0

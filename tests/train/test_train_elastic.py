@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.assassin import assassin, has_done
 from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import RunAgainError, UsageError
@@ -63,16 +61,6 @@ def alone(ray_session: None, tiny_dataset: str, tmp_path_factory: pytest.TempPat
     return run
 
 
-def _kill_a_worker(run: Path, step: int, stop: threading.Event) -> None:
-    """Kill the last rank as soon as the step is done."""
-    while not stop.is_set():
-        lines = read_metrics(str(run))
-        if any(line["event"] == "step" and line["step"] >= step for line in lines):
-            os.kill(lines[0]["workers"][-1]["pid"], signal.SIGKILL)
-            return
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "before", "after"),
@@ -85,17 +73,12 @@ def _kill_a_worker(run: Path, step: int, stop: threading.Event) -> None:
 def test_a_run_killed_anywhere_in_an_epoch_goes_on_exactly_with_another_number_of_workers(
     alone: Path, tiny_dataset: str, tmp_path: Path, share: float, before: int, after: int
 ) -> None:
-    run, stop = tmp_path / "run", threading.Event()
+    run = tmp_path / "run"
     step = STEPS_PER_EPOCH + round(share * STEPS_PER_EPOCH)
-    assassin = threading.Thread(target=_kill_a_worker, args=(run, step, stop), daemon=True)
-    assassin.start()
     exact = {"epochs": 2, "checkpoint_every_steps": 1}
-    try:
-        with pytest.raises(RunAgainError, match="--resume"):
-            _train(tiny_dataset, run, num_workers=before, max_failures=0, **exact)
-    finally:
-        stop.set()
-        assassin.join()
+    killing = assassin(run, -1, lambda lines: has_done(lines, step))
+    with killing, pytest.raises(RunAgainError, match="--resume"):
+        _train(tiny_dataset, run, num_workers=before, max_failures=0, **exact)
     _train(tiny_dataset, run, num_workers=after, resume=True, **exact)
     first, second = _starts(run)
     assert (len(first["workers"]), len(second["workers"])) == (before, after)

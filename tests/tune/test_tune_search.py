@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.assassin import assassin
 from xmodal_dist import api, config
 from xmodal_dist.bundle import load_bundle
 from xmodal_dist.cli import main
@@ -46,33 +43,12 @@ def _config(folder: Path, space: dict[str, Any]) -> str:
     return str(path)
 
 
-@contextmanager
-def _assassin(output: Path, trial: int) -> Iterator[None]:
-    """Kill the process of a trial as soon as it has begun."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.is_set():
-            if lines := read_metrics(str(output / "trials" / f"{trial:05d}")):
-                os.kill(lines[0]["workers"][0]["pid"], signal.SIGKILL)
-                return
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def searched(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grid of four beside the default settings; two diverge, one is killed; the best is trained with two seeds."""
     folder = tmp_path_factory.mktemp("tune")
     output = folder / "search"
-    with _assassin(output, KILLED):
+    with assassin(output / "trials" / f"{KILLED:05d}", 0, lambda lines: True):
         api.tune(
             tiny_dataset, str(output), config=_config(folder, SPACE), set=SET, trials=5, repeat_seeds=SEEDS
         )
@@ -200,6 +176,20 @@ def test_schedulers_end_with_trials_of_any_size(
     )  # fmt: skip
     assert sum(found.summary["trials"].values()) == 4 and "failed" not in found.summary["trials"]
     assert not [g for g in _placement_groups() if g["state"] != "REMOVED"]
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_trials_shorter_than_the_start_of_a_process_share_those_that_there_may_be(
+    tiny_dataset: str, tmp_path: Path
+) -> None:
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}}
+    given = [*(s for s in SET if "search." not in s), "train.epochs=1", "search.scheduler=none"]
+    given += ["search.algorithm=random", "search.max_concurrent=2"]
+    output = tmp_path / "search"
+    api.tune(tiny_dataset, str(output), config=_config(tmp_path, space), set=given, trials=8)
+    starts = [read_metrics(str(run))[0]["workers"][0] for run in (output / "trials").iterdir()]
+    assert len(starts) == 8 and len({worker["pid"] for worker in starts}) == 2
 
 
 @pytest.mark.soak

@@ -16,7 +16,7 @@ from xmodal_dist.bundle import load_bundle
 from xmodal_dist.errors import UsageError
 from xmodal_dist.report import search as search_page
 from xmodal_dist.report.search import SearchedTrial
-from xmodal_dist.train.log import read_metrics
+from xmodal_dist.train.log import read_epochs
 from xmodal_dist.tune.importance import importances
 from xmodal_dist.tune.ledger import IDENTITY_NAME, RESULT_NAME, read_ledger, run_of, running_trials
 from xmodal_dist.tune.run import RunSettings
@@ -63,9 +63,9 @@ def tune(
     given = {
         "search.trials": trials,
         "search.budget_minutes": budget_minutes,
+        "search.repeat_seeds": repeat_seeds,
         "train.num_workers": num_workers,
     }
-    given["search.repeat_seeds"] = repeat_seeds
     overrides = [*set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     settings = configuration.load(config, overrides)
     manifest = load_searchable(data)
@@ -117,17 +117,14 @@ def _test_once(result: SearchResult, data: str) -> None:
 def _write_page(output: str) -> dict[str, Any]:
     """Write report.html of what there is by now, and return what it is made from."""
     records, result = read_ledger(output), _read_json(storage.join(output, RESULT_NAME))
-    identity, test = (
-        _read_json(storage.join(output, IDENTITY_NAME)),
-        _read_json(storage.join(output, _TEST_NAME)),
-    )
+    identity = _read_json(storage.join(output, IDENTITY_NAME))
     if identity is None:
         raise UsageError(f"{output!r} holds no search: expected a directory that xmodal tune has written")
-    running = running_trials(output, records)
+    test, running = _read_json(storage.join(output, _TEST_NAME)), running_trials(output, records)
     trials = []
     for number in sorted([*records, *running]):
-        lines = [line for line in read_metrics(run_of(output, number)) if line["event"] == "epoch"]
-        trials.append(SearchedTrial(number, asdict(records[number]) if number in records else {}, lines))
+        record = asdict(records[number]) if number in records else {}
+        trials.append(SearchedTrial(number, record, read_epochs(run_of(output, number))))
     metric, space = identity["metrics"][0], identity["search"]["space"]
     known = [r for r in records.values() if r.state != "failed" and r.metrics]
     dimensions = {n: {k: v for k, v in d.items() if v is not None} for n, d in space.items()}

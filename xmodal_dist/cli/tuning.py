@@ -9,6 +9,8 @@ from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, Config, Overrides, number, say, show, show_result
 from xmodal_dist.errors import UsageError
+from xmodal_dist.settings import shown
+from xmodal_dist.tune.settings import LOWER_IS_BETTER
 
 __all__ = ["show_search", "tune"]
 
@@ -85,12 +87,10 @@ def _show_state(state: dict[str, Any], directory: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("trial", "state", "reason", "epochs", name, "settings"):
         table.add_column(column, overflow="fold")
-    lower = name in ("loss", "parameters")
-    ranked = sorted(
-        trials, key=lambda t: (not t["metrics"], t["metrics"].get(name, 0.0) * (1 if lower else -1))
-    )
+    sign = 1 if name in LOWER_IS_BETTER else -1
+    ranked = sorted(trials, key=lambda t: (not t["metrics"], sign * t["metrics"].get(name, 0.0)))
     for trial in ranked[:_MOST_ROWS]:
-        settings = " ".join(f"{key}={_short(value)}" for key, value in trial["values"].items())
+        settings = " ".join(f"{key}={shown(value)}" for key, value in trial["values"].items())
         value = number(trial["metrics"].get(name))
         table.add_row(
             str(trial["trial"]), trial["state"], trial["reason"], str(trial["epochs"]), value, settings
@@ -102,7 +102,3 @@ def _show_state(state: dict[str, Any], directory: str) -> None:
     show(table, f"ended: {len(trials)}; without an end: {running}{left}", f"report: {directory}/report.html")
     if state["result"]:
         _show_end(state, directory)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

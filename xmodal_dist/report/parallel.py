@@ -73,9 +73,9 @@ def parallel(axes: Sequence[Axis], scores: Sequence[float], title: str) -> Marku
     low, high = min(scores), max(scores)
     order = sorted(range(len(scores)), key=scores.__getitem__)
     parts = []
-    for trial in order:
+    for place, trial in enumerate(order):
         # Ranks, not values: a few failures would make all others look alike.
-        rank = order.index(trial) / max(1, len(order) - 1) if high > low else 1.0
+        rank = place / max(1, len(order) - 1) if high > low else 1.0
         points = [(_x(i), _y(p)) for i, axis in enumerate(axes) if (p := axis.places[trial]) is not None]
         path = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
         colour = "#" + "".join(

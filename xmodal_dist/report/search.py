@@ -13,6 +13,7 @@ from xmodal_dist.report.page import Bar, Card, flatten, number, percent, score
 from xmodal_dist.report.page import render as render_page
 from xmodal_dist.report.parallel import axis_of, parallel
 from xmodal_dist.report.training import points
+from xmodal_dist.settings import shown
 
 __all__ = ["SearchedTrial", "render"]
 
@@ -84,7 +85,7 @@ def render(
         rows=rows,
         num_trials=len(trials),
         names=list(space),
-        settings=flatten({key: identity["search"][key] for key in identity["search"]}),
+        settings=flatten(identity["search"]),
     )
 
 
@@ -188,9 +189,5 @@ def _row(trial: SearchedTrial, metric: str, best: int, result: Mapping[str, Any]
         "metrics": record.get("metrics", {}),
         "epochs": record.get("epochs", len(trial.epochs)),
         "wall_s": record.get("wall_s"),
-        "values": {name: _short(value) for name, value in record.get("values", {}).items()},
+        "values": {name: shown(value) for name, value in record.get("values", {}).items()},
     }
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from xmodal_dist import storage
 from xmodal_dist.train.checkpoint import Progress
 from xmodal_dist.train.telemetry import train_telemetry
 
-__all__ = ["METRICS_NAME", "MetricsLog", "read_metrics"]
+__all__ = ["METRICS_NAME", "MetricsLog", "read_epochs", "read_metrics"]
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -25,6 +25,11 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
         return []
     lines = storage.read_text(path).split("\n")[:-1]
     return [json.loads(line) for line in lines if line]
+
+
+def read_epochs(run: str) -> list[dict[str, Any]]:
+    """Of these the lines with event ``epoch``, in order."""
+    return [line for line in read_metrics(run) if line["event"] == "epoch"]
 
 
 class MetricsLog:
@@ -54,7 +59,9 @@ class MetricsLog:
         launched_s: float,
     ) -> None:
         """The beginning of an attempt of the command that began at ``launched_s`` (time.time())."""
-        if self._active and self._telemetry is not None:
+        if not self._active:
+            return
+        if self._telemetry is not None:
             self._telemetry.start(workers=len(workers), epochs=epochs, epoch=progress.epoch)
         self._add(
             {
@@ -150,8 +157,6 @@ class MetricsLog:
             self._sync_events()
 
     def _add(self, line: dict[str, Any]) -> None:
-        if not self._active:
-            return
         line["time_s"] = round(self._elapsed_s + time.time() - self._began_s, 3)
         self._lines.append(line)
         if not storage.is_local(self._run):

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from xmodal_dist import storage
-from xmodal_dist.train.log import read_metrics
+from xmodal_dist.train.log import read_epochs, read_metrics
 from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
 from xmodal_dist.tune.settings import SearchSettings
@@ -151,7 +151,7 @@ def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
     name, past = base.metrics[0], []
     for record in ledger.records.values():
         if record.trial and record.state != "failed" and record.repeat_of is None and name != "parameters":
-            lines = [line for line in read_metrics(ledger.run_of(record.trial)) if line["event"] == "epoch"]
+            lines = read_epochs(ledger.run_of(record.trial))
             for_each = ({str(name): line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
             past.append([score_of(metrics, (name,)) for metrics in for_each])
     return past

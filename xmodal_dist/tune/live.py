@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from xmodal_dist.settings import shown
 from xmodal_dist.train.settings import TrainSettings
 from xmodal_dist.tune.choice import choose
 from xmodal_dist.tune.engine import Running
@@ -125,7 +126,6 @@ def short_values(values: Mapping[str, Any]) -> str:
     """The settings of a trial on one line, names without their sections."""
     parts = []
     for name, value in values.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         path = name.split(".")
-        parts.append(f"{'.'.join(path[1:] if path[0] == 'fields' else path[-1:])}={shown}")
+        parts.append(f"{'.'.join(path[1:] if path[0] == 'fields' else path[-1:])}={shown(value)}")
     return " ".join(parts)

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from xmodal_dist.settings import Settings
 
-__all__ = ["Dimension", "Metric", "SearchSettings"]
+__all__ = ["LOWER_IS_BETTER", "Dimension", "Metric", "SearchSettings"]
 
 Metric = Literal[
     "accuracy", "macro_f1", "loss", "mean_average_precision", "micro_f1", "subset_accuracy", "parameters"
 ]
-"""Figures of the validation split, more is better but for ``loss``; ``parameters`` of the network, fewer is better."""
+"""Figures of the validation split, and ``parameters`` of the network; more is better but for these."""
+LOWER_IS_BETTER: tuple[Metric, ...] = ("loss", "parameters")
 
 _KINDS = ("choice", "uniform", "loguniform", "integer")
 _NOT_DECIDING = {

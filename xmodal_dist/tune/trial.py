@@ -32,13 +32,13 @@ from xmodal_dist.train.checkpoint import (
 )
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.launch import fit
-from xmodal_dist.train.log import METRICS_NAME, read_metrics
+from xmodal_dist.train.log import METRICS_NAME, read_epochs
 from xmodal_dist.train.loop import Worker
 from xmodal_dist.train.place import Place
 from xmodal_dist.tune.ledger import Planned, run_of, write_planned
 from xmodal_dist.tune.resources import Needs
 from xmodal_dist.tune.run import RunSettings
-from xmodal_dist.tune.settings import Metric
+from xmodal_dist.tune.settings import LOWER_IS_BETTER, Metric
 
 __all__ = ["SCORE", "Trial", "TrialBase", "name_of", "number_of", "objectives_of", "score_of", "trial_job"]
 
@@ -89,7 +89,7 @@ def trial_job(base: TrialBase, planned: Planned, known: Sequence[FieldSpec] = ()
 
 def objectives_of(metrics: Mapping[str, float], names: Sequence[Metric]) -> tuple[float, ...]:
     """The figures to maximise."""
-    return tuple(-metrics[name] if name in ("loss", "parameters") else metrics[name] for name in names)
+    return tuple(-metrics[name] if name in LOWER_IS_BETTER else metrics[name] for name in names)
 
 
 def score_of(metrics: Mapping[str, float], names: Sequence[Metric]) -> float:
@@ -308,9 +308,9 @@ class Trial(Trainable):
 
     def _result(self, progress: Progress, num_parameters: int) -> dict[str, Any]:
         """What Tune, the callbacks and the table are told of an epoch."""
-        lines = [line for line in read_metrics(self._job.run) if line["event"] == "epoch"]
+        last = read_epochs(self._job.run)[-1]
         best = {k: v for k, v in progress.best_metrics.items() if isinstance(v, float)}
-        now = {name: lines[-1][f"val_{name}"] for name in best} | {"parameters": num_parameters}
+        now = {name: last[f"val_{name}"] for name in best} | {"parameters": num_parameters}
         score = score_of(now, self._base.metrics)
         if not (math.isfinite(score) and math.isfinite(now["loss"])):
             raise DivergedError(f"the validation loss of epoch {progress.epoch - 1} is {now['loss']}")
