@@ -17,7 +17,7 @@ from xmodal_dist.train.settings import TrainSettings
 from xmodal_dist.tune.choice import choose
 from xmodal_dist.tune.engine import Running
 from xmodal_dist.tune.ledger import TrialRecord
-from xmodal_dist.tune.settings import Metric, SearchSettings
+from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.trial import objectives_of
 
 __all__ = ["LiveTable", "short_values"]
@@ -39,7 +39,7 @@ class LiveTable:
         self, settings: SearchSettings, train: TrainSettings, console: Console | None = None
     ) -> None:
         self._settings, self._epochs = settings, train.epochs
-        self._metrics = _metrics(settings, train)
+        self._metrics = settings.optimised(train.monitor)
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told: set[int] | None = None
@@ -116,10 +116,6 @@ class LiveTable:
         if self._settings.trials and done:
             lefts.append(passed_s / done * (self._settings.trials - ended))
         return f"about {max(0.0, min(lefts)) / 60:.0f} min left" if lefts else "time left unknown"
-
-
-def _metrics(settings: SearchSettings, train: TrainSettings) -> tuple[Metric, ...]:
-    return settings.metrics or (train.monitor,)
 
 
 def short_values(values: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from xmodal_dist.tune.plan import Plan
 from xmodal_dist.tune.resources import cluster_nodes, plan_needs
 from xmodal_dist.tune.run import RunSettings
 from xmodal_dist.tune.schedulers import check_population
-from xmodal_dist.tune.settings import Metric, SearchSettings
+from xmodal_dist.tune.settings import SearchSettings
 from xmodal_dist.tune.space import Space, default_space
 from xmodal_dist.tune.trial import TrialBase
 
@@ -136,7 +136,7 @@ def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettin
     needs = plan_needs(settings, run.pipeline, run.train.num_workers or 1, cluster_nodes())
     run.train.check(needs.num_workers, run.pipeline.window_rows)
     specs = fit_fields(dataset, manifest, run.fields, run.train.fit_rows)
-    metrics: tuple[Metric, ...] = settings.metrics or (run.train.monitor,)
+    metrics = settings.optimised(run.train.monitor)
     for name in metrics:
         if name != "parameters":
             run.train.model_copy(update={"monitor": name}).for_task(manifest.task)

@@ -118,6 +118,10 @@ class SearchSettings(Settings):
     repeat_top: int = Field(3, ge=1)
     final: Literal["promote", "retrain"] = "promote"
 
+    def optimised(self, monitor: Metric) -> tuple[Metric, ...]:
+        """The figures, the deciding one first; ``monitor`` is the training's."""
+        return self.metrics or (monitor,)
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide which trials there are: a resumed search must have the same."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in _NOT_DECIDING}
