@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xmodal_dist.errors import UsageError
 from xmodal_dist.plan.settings import Assumptions
@@ -56,10 +56,6 @@ class Forecast(NamedTuple):
     utilisation: dict[str, float]
     bottleneck: str
     advice: str
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able."""
-        return self._asdict()
 
 
 def forecast(assumptions: Assumptions, records: int, workers: int, seed: int = 0) -> Forecast:
