@@ -199,7 +199,7 @@ def _forward(network: torch.nn.Module, batch: Batch, job: TrainJob) -> tuple[int
 
 
 def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSettings) -> Iterator[Finding]:
-    train, m = job.train, measured
+    train, m, free_bytes = job.train, measured, runtime.free_memory_bytes()
     share_rows = math.ceil(train.batch_size / workers)
     by_lane = train.adds_lane_by_lane("cuda" if job.use_gpu else "cpu")
     at_once = min(train.micro_batch_rows or share_rows, share_rows)
@@ -220,7 +220,7 @@ def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSetting
     else:
         host = workers * (reading + learning)
     advice = "lower pipeline.prefetch_bytes, train.num_workers or train.micro_batch_rows"
-    yield _peak("memory of training", host, runtime.free_memory_bytes(), advice, f"{workers} worker(s) here")
+    yield _peak("memory of training", host, free_bytes, advice, f"{workers} worker(s) here")
     batch_rows = score.batch_rows or 256
     threads = score.threads or (runtime.usable_cores() if job.use_gpu else 1)
     scoring = (
@@ -229,13 +229,7 @@ def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSetting
     )  # fmt: skip
     scorers = torch.cuda.device_count() or runtime.usable_cores()
     advice = "lower score.batch_rows or score.unit_bytes, or score with fewer workers"
-    yield _peak(
-        "memory of scoring",
-        scorers * scoring,
-        runtime.free_memory_bytes(),
-        advice,
-        f"{scorers} worker(s) here",
-    )
+    yield _peak("memory of scoring", scorers * scoring, free_bytes, advice, f"{scorers} worker(s) here")
 
 
 def _peak(check: str, needed: float, room: float, advice: str, where: str) -> Finding:
