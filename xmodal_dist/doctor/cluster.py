@@ -113,11 +113,11 @@ def _examine(path: str | None) -> Iterator[Finding]:
         "ok",
         f"{len(alive)} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs",
     )
-    actors = {n["NodeID"]: _place(n["NodeID"], gpus=0) for n in alive}
+    actors = [_place(n["NodeID"], gpus=0) for n in alive]
     try:
-        answers = _answers([actor.facts.remote() for actor in actors.values()], _START_S)
+        answers = _answers([actor.facts.remote() for actor in actors], _START_S)
         members = []
-        for node, actor, answer in zip(alive, actors.values(), answers, strict=True):
+        for node, actor, answer in zip(alive, actors, answers, strict=True):
             if isinstance(answer, Facts):
                 members.append(_Member(node["NodeID"], actor, node["Resources"], answer))
             else:
@@ -129,7 +129,7 @@ def _examine(path: str | None) -> Iterator[Finding]:
         if members:
             yield from _of_members(members, path)
     finally:
-        for actor in actors.values():
+        for actor in actors:
             ray.kill(actor)
 
 
