@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,9 @@ def test_a_sweep_of_the_learning_rate_writes_what_it_suggests(
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     _, err = _xmodal(capsys, *sweep, "--lowest", "2", code=2)
     assert "0 < --lowest < --highest" in err
+
+
+def test_commands_start_without_the_libraries_that_only_work_needs() -> None:
+    code = "import sys, xmodal_dist.cli; print([m for m in ('torch', 'ray', 'sklearn', 'matplotlib') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
