@@ -243,6 +243,7 @@ def test_a_sweep_of_the_learning_rate_writes_what_it_suggests(
 
 
 def test_commands_start_without_the_libraries_that_only_work_needs() -> None:
-    code = "import sys, xmodal_dist.cli; print([m for m in ('torch', 'ray', 'sklearn', 'matplotlib') if m in sys.modules])"
+    heavy = ("torch", "ray", "sklearn", "matplotlib")
+    code = f"import sys, xmodal_dist.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
