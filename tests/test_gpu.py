@@ -28,7 +28,7 @@ from xmodal_dist.train.settings import TrainSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
+GPU = torch.device("cuda")
 BFLOAT16_GAP = 0.02
 FLOAT32_GAP = 0.002  # convolutions round to tf32
 

@@ -18,7 +18,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tests.score.bundles import save_tiny_bundle, train_records
 from tests.score.runs import score_here
@@ -30,7 +29,6 @@ from xmodal_dist.score.settings import ScoreSettings
 from xmodal_dist.score.verify import verify_scoring
 from xmodal_dist.score.worker import ScoreWorker, receipt_of
 
-CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
 
 
