@@ -243,6 +243,6 @@ def test_a_sweep_of_the_learning_rate_writes_what_it_suggests(
 
 
 def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
-    slow = {"fsspec", "numpy", "pyarrow", "ray", "torch"}
+    slow = {"fsspec", "matplotlib", "numpy", "pyarrow", "ray", "sklearn", "torch"}
     code = f"import sys, xmodal_dist.cli; print(sorted({slow} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
