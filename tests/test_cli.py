@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,9 @@ def test_a_sweep_of_the_learning_rate_writes_what_it_suggests(
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     _, err = _xmodal(capsys, *sweep, "--lowest", "2", code=2)
     assert "0 < --lowest < --highest" in err
+
+
+def test_the_command_line_starts_without_what_is_slow_to_import() -> None:
+    slow = {"fsspec", "matplotlib", "numpy", "pyarrow", "ray", "sklearn", "torch"}
+    code = f"import sys, xmodal_dist.cli; print(sorted({slow} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

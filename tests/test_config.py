@@ -38,6 +38,8 @@ def test_what_is_printed_loads_back_to_the_same_settings(tmp_path: Path) -> None
         ("train.epochs=many", r"train\.epochs: .*integer.*\(given: 'many'\)"),
         ("model.fusion=blend", r"model\.fusion: .*'late'.*\(given: 'blend'\)"),
         ("train.epochs", r"expected section\.name=value"),
+        ("train..epochs=1", r"expected section\.name=value"),
+        ("train.epochs=[", "not valid YAML"),
         ("train.epochs.x=1", r"train\.epochs"),
     ],
 )

@@ -12,24 +12,23 @@ import torch
 from numpy.typing import NDArray
 
 from tests.score.bundles import save_tiny_bundle, tiny_bundle, train_records
+from tests.score.runs import score_here
 from xmodal_dist.batch import Records, Tensors
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.score import ledger
 from xmodal_dist.score.decoder import records_of
-from xmodal_dist.score.job import prepare, score
+from xmodal_dist.score.job import score
 from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import UnitScorer
 from xmodal_dist.train.launch import launch
 from xmodal_dist.train.settings import TrainSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
+GPU = torch.device("cuda")
 BFLOAT16_GAP = 0.02
 FLOAT32_GAP = 0.002  # convolutions round to tf32
 
@@ -38,15 +37,10 @@ FLOAT32_GAP = 0.002  # convolutions round to tf32
 def on_cpu(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """Probabilities by id, computed on the CPU."""
     folder = tmp_path_factory.mktemp("cpu")
-    bundle, output = save_tiny_bundle(tiny_dataset, folder / "bundle"), str(folder / "out")
-    run = prepare(bundle, [tiny_dataset], output, ScoreSettings(probabilities=True))
-    ledger.open_run(output, run.identity, run.plan)
-    scorer = UnitScorer(run.job, Predictor(run.model, CPU, run.job.settings))
-    tally = Tally(run.plan, run.identity.digest)
-    for unit in run.plan:
-        tally.add(scorer.score(unit).part)
-    ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
-    return _probabilities(output)
+    score_here(
+        save_tiny_bundle(tiny_dataset, folder / "bundle"), [tiny_dataset], folder / "out", probabilities=True
+    )
+    return _probabilities(str(folder / "out"))
 
 
 def _probabilities(output: str) -> dict[str, list[float]]:

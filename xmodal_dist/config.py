@@ -6,7 +6,7 @@ Nothing below this module sees the whole; each room receives its own section.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -21,7 +21,7 @@ from xmodal_dist.modalities import load as load_modality
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.settings import Settings
+from xmodal_dist.settings import Settings, explain, parse_override
 from xmodal_dist.train.settings import TrainSettings
 from xmodal_dist.tune.settings import SearchSettings
 
@@ -63,7 +63,7 @@ def load(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         place = f"{path}: " if path else ""
-        raise UsageError("\n".join(place + _explain(e) for e in error.errors())) from error
+        raise UsageError("\n".join(place + explain(e) for e in error.errors())) from error
 
 
 def dump(config: Config) -> str:
@@ -130,21 +130,11 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    name, separator, value = override.partition("=")
-    keys = name.strip().split(".")
-    if not separator or not all(keys):
-        raise UsageError(f"--set {override!r}: expected section.name=value, for example train.epochs=20")
+    name, value = parse_override(override, "section.name=value, for example train.epochs=20")
+    keys = name.split(".")
     inner = content
     for key in keys[:-1]:
         inner = inner.setdefault(key, {})
         if not isinstance(inner, dict):
             raise UsageError(f"--set {override!r}: {key!r} is not a section")
-    inner[keys[-1]] = yaml.safe_load(value)
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """One pydantic error in a user's words."""
-    place = ".".join(str(part) for part in error["loc"])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    given = "" if error["type"] == "value_error" else f" (given: {error['input']!r})"
-    return f"{place}: {message}{given}" if place else f"{message}{given}"
+    inner[keys[-1]] = value

@@ -16,7 +16,7 @@ from typing import Any
 from xmodal_dist import runtime
 from xmodal_dist.version import __version__
 
-__all__ = ["capture"]
+__all__ = ["accelerators", "capture"]
 
 _PACKAGES = (
     "ray",
@@ -54,12 +54,19 @@ def capture() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": runtime.usable_cores(),
         "memory_bytes": int(psutil.virtual_memory().total),
-        "accelerators": _accelerators(),
+        "accelerators": accelerators(),
         "python": platform.python_version(),
         "packages": {"xmodal-dist": __version__, **_versions()},
         "cluster": _cluster(),
         "git": _git(),
     }
+
+
+def accelerators() -> list[str]:
+    """Names of this machine's GPUs."""
+    import torch
+
+    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
 
 
 def _program() -> str:
@@ -74,12 +81,6 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _accelerators() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
 
 
 def _versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ __all__ = [
     "cluster_resource",
     "connect",
     "cores_of",
+    "free_memory_bytes",
     "is_connected",
     "nodes_alive",
     "plan_placement",
@@ -85,9 +86,7 @@ def connect(
 
 def _object_store_bytes() -> int:
     """A quarter of the free memory, between 256 MiB and 4 GiB: chunks cross it, nothing stays in it."""
-    import psutil
-
-    return int(min(max(psutil.virtual_memory().available // 4, 256 << 20), 4 << 30))
+    return min(max(free_memory_bytes() // 4, 256 << 20), 4 << 30)
 
 
 def plan_placement(cluster_cpus: float, num_workers: int) -> Placement:
@@ -120,6 +119,13 @@ def cluster_resource(name: str, default: float = 0.0) -> float:
     import ray
 
     return float(ray.cluster_resources().get(name, default))  # type: ignore[no-untyped-call]
+
+
+def free_memory_bytes() -> int:
+    """Memory of this machine that programs can take without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def usable_cores() -> int:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
+
+if TYPE_CHECKING:  # whoever has tensors has loaded it; manifests and commands that have none start without
+    import torch
 
 __all__ = ["MULTICLASS", "MULTILABEL", "Label", "Multiclass", "Multilabel", "Task", "TaskName", "task_of"]
 
@@ -30,7 +31,7 @@ Label = str | tuple[str, ...]
 _LEAST_DOUBT = 1e-6
 """The focal loss keeps away from 0, where the root of a small gamma has no gradient."""
 
-_Array = TypeVar("_Array", torch.Tensor, NDArray[Any])
+_Array = TypeVar("_Array", "torch.Tensor", NDArray[Any])
 
 
 class Task(ABC):
@@ -142,11 +143,13 @@ class Multiclass(Task):
         outcome_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Cross-entropy; classes are weighed by the weights of their rows."""
+        from torch.nn import functional as F
+
         classes = targets.clamp(min=0)
         if not focal_gamma:
             return F.cross_entropy(logits.float(), classes, reduction="none", label_smoothing=label_smoothing)
         log_p = logits.float().log_softmax(dim=1)
-        terms = -log_p * (-torch.expm1(log_p)).clamp(min=_LEAST_DOUBT).pow(focal_gamma)
+        terms = -log_p * (-log_p.expm1()).clamp(min=_LEAST_DOUBT).pow(focal_gamma)
         losses = (1 - label_smoothing) * terms.gather(1, classes[:, None])[:, 0]
         return losses + label_smoothing * terms.mean(dim=1)
 
@@ -215,6 +218,8 @@ class Multilabel(Task):
         outcome_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Binary cross-entropy, summed over the classes."""
+        from torch.nn import functional as F
+
         has = targets.clamp(min=0).float() * (1 - label_smoothing) + label_smoothing / 2
         log_p, log_q = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
         with_it, without = -log_p, -log_q

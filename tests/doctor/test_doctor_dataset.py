@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from xmodal_dist import config
-from xmodal_dist.doctor import dataset as examined
+from xmodal_dist import config, runtime
 from xmodal_dist.doctor.dataset import examine_dataset
 from xmodal_dist.doctor.finding import Finding
 from xmodal_dist.errors import UsageError
@@ -63,7 +62,7 @@ def test_row_groups_that_lanes_must_share_are_told(tiny_source: Path, tmp_path: 
 def test_row_groups_that_memory_does_not_hold_are_told(
     tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examined, "_free_bytes", lambda: 4096)
+    monkeypatch.setattr(runtime, "free_memory_bytes", lambda: 4096)
     finding = _examine(tiny_dataset)["row groups: bytes"]
     assert finding.level == "error" and "pack.row_group_bytes" in finding.advice
 

@@ -62,6 +62,30 @@ def test_what_a_record_lacks_informs_but_what_is_left_out_does_not() -> None:
     assert torch.equal(model.fuse(features, present, missing=torch.zeros_like(present)), left_out)
 
 
+def test_a_class_that_only_what_is_missing_tells_is_learned_if_asked_for() -> None:
+    inputs, present, _ = _batch(200)
+    present[:, 0] = True
+    labels = present[:, 1].long()
+    right = {}
+    for informs in (True, False):
+        torch.manual_seed(0)
+        model = CrossModalClassifier(
+            {name: _Encoder() for name in "abc"},
+            NUM_CLASSES,
+            ModelSettings(width=WIDTH, modality_dropout=0.0, absence_informs=informs),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        # Of field b, whose being there tells the class, the values are hidden.
+        shown = present & torch.tensor([True, False, True])
+        for _ in range(60):
+            logits = model.fuse(model.encode(inputs, shown), shown, missing=~present)
+            nn.functional.cross_entropy(logits, labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        right[informs] = float((logits.argmax(dim=1) == labels).float().mean())
+    assert right[True] == 1.0 and right[False] < 0.9
+
+
 def test_encoders_see_only_the_rows_that_have_their_field() -> None:
     model = _model("late")
     inputs, present, keys = _batch(40)

@@ -122,6 +122,7 @@ def test_the_command_plans_from_a_run(scored: Path, capsys: pytest.CaptureFixtur
         ({"seconds_per_record": float("nan")}, "seconds_per_record"),
         ({"seconds_per_record": 0.1, "set": ["unit_rws=3"]}, "did you mean 'unit_rows'"),
         ({"seconds_per_record": 0.1, "set": ["unit_rows"]}, "expected NAME=VALUE"),
+        ({"seconds_per_record": 0.1, "set": ["unit_rows=["]}, "not valid YAML"),
         ({"seconds_per_record": 100.0, "worker_mtbf_hours": 1.0}, "hardly a unit would end"),
     ],
 )

@@ -121,3 +121,22 @@ def test_a_run_that_goes_on_and_knows_nothing_of_its_settings_and_machine() -> N
     self_contained(html)
     well_formed(html)
     assert "the run has not come to its end" in html and "train.seed" in html and "Not evaluated yet" in html
+
+
+@pytest.mark.parametrize(("monitor", "kept"), [("loss", 1), ("accuracy", 2), ("macro_f1", 0)])
+def test_the_best_epoch_is_the_one_whose_weights_were_kept(monitor: str, kept: int):
+    figures = [(0.9, 0.5, 0.7), (0.4, 0.6, 0.5), (0.5, 0.6, 0.6)]
+    lines = [
+        {
+            "event": "epoch",
+            "epoch": e,
+            "step": e,
+            "val_loss": loss,
+            "val_accuracy": accuracy,
+            "val_macro_f1": f1,
+        }
+        for e, (loss, accuracy, f1) in enumerate(figures)
+    ]
+    page = render(Run("run", IDENTITY | {"train": {"seed": 5, "monitor": monitor}}, lines))
+    assert re.findall(r'<tr class="chosen"><td>(\d) \(best\)', page) == [str(kept)]
+    assert f"of the best epoch, {kept}" in page

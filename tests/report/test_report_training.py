@@ -70,7 +70,7 @@ def test_page_is_self_contained_and_shows_the_run():
         "Environment",
     ):
         assert f">{shown}" in html
-    assert '<span class="value">75.0 %</span><span class="note">best, after epoch 0</span>' in html
+    assert '<span class="value">75.0 %</span><span class="note">of the best epoch, 0</span>' in html
     assert "Not evaluated yet" in html
     assert "The data binds: 20 % of the time the model waits for it." in html
     assert "50 % in forward, backward, optimizer" in html

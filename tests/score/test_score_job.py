@@ -18,21 +18,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from tests.score.bundles import save_tiny_bundle, train_records
+from tests.score.runs import score_here
 from xmodal_dist.errors import BudgetExceededError, CheckpointError, DataError, SpecDiffersError, UsageError
 from xmodal_dist.score import ledger
-from xmodal_dist.score.formats import ScoreManifest
 from xmodal_dist.score.job import prepare, score
 from xmodal_dist.score.pool import Pool
-from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import ScoreWorker, UnitScorer, receipt_of
+from xmodal_dist.score.worker import ScoreWorker, receipt_of
 
-CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
 
 
@@ -44,21 +40,6 @@ def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def records(tiny_dataset: str) -> pa.Table:
     return train_records(tiny_dataset)
-
-
-def _score_here(bundle: str, inputs: list[str], output: Path, **settings: Any) -> ScoreManifest:
-    """A whole run in this process, without Ray."""
-    chosen = ScoreSettings.model_validate(settings)
-    run = prepare(bundle, inputs, str(output), chosen)
-    ledger.open_run(str(output), run.identity, run.plan)
-    tally = Tally(run.plan, run.identity.digest)
-    predictor = Predictor(run.model, CPU, chosen)
-    scorer = UnitScorer(run.job, predictor)
-    for unit in run.plan:
-        tally.add(scorer.score(unit).part)
-    manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
-    assert verify_scoring(str(output)) == (0, 0, [])
-    return manifest
 
 
 def _with(table: pa.Table, column: str, values: list[Any], kind: pa.DataType | None = None) -> pa.Table:
@@ -79,7 +60,7 @@ def test_each_record_has_its_prediction_in_input_order(
     bundle: str, records: pa.Table, tmp_path: Path
 ) -> None:
     pq.write_table(records, tmp_path / "in.parquet", row_group_size=30)
-    manifest = _score_here(
+    manifest = score_here(
         bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", unit_rows=50, batch_rows=16
     )
     table = ledger.read_predictions(str(tmp_path / "out"))
@@ -106,7 +87,7 @@ def test_probabilities_do_not_depend_on_units_and_batches(
     found = []
     for name, sizes in {"a": (10, 3), "b": (1000, 256)}.items():
         settings = {"unit_rows": sizes[0], "batch_rows": sizes[1], "probabilities": True}
-        _score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / name, **settings)
+        score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / name, **settings)
         column = ledger.read_predictions(str(tmp_path / name)).column("probabilities")
         assert column.type == pa.list_(pa.float32(), 3)
         found.append(np.array(column.to_pylist()))
@@ -116,7 +97,7 @@ def test_probabilities_do_not_depend_on_units_and_batches(
 def test_evaluation_adds_truth_and_every_subset(bundle: str, records: pa.Table, tmp_path: Path) -> None:
     labels = [None, "violet", *records.column("label").to_pylist()[2:]]
     pq.write_table(_with(records, "label", labels).drop_columns(["id"]), tmp_path / "in.parquet")
-    _score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", evaluation=True)
+    score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", evaluation=True)
     table = ledger.read_predictions(str(tmp_path / "out"))
     subsets = [name.removeprefix("subset:") for name in table.column_names if name.startswith("subset:")]
     assert len(subsets) == 8 and subsets[0] == "(none)" and subsets[1:4] == FIELDS
@@ -147,11 +128,11 @@ def test_bad_records_are_quarantined_and_the_others_scored(
     ids[3] = None
     broken = _with(_with(records, "picture", pictures), "id", ids)
     pq.write_table(broken, tmp_path / "in.parquet", row_group_size=20)
-    manifest = _score_here(
+    manifest = score_here(
         bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", unit_rows=40, batch_rows=8
     )
     pq.write_table(records, tmp_path / "whole.parquet", row_group_size=20)
-    _score_here(bundle, [str(tmp_path / "whole.parquet")], tmp_path / "all", unit_rows=40, batch_rows=8)
+    score_here(bundle, [str(tmp_path / "whole.parquet")], tmp_path / "all", unit_rows=40, batch_rows=8)
     rejected = {row["row"]: row for row in _quarantine(tmp_path / "out")}
     assert {row: r["reason"] for row, r in rejected.items()} == {
         3: "id_missing",
@@ -172,7 +153,7 @@ def test_bad_records_are_quarantined_and_the_others_scored(
 
 
 def test_a_model_that_gives_nan_rejects_every_record(tiny_dataset: str, tmp_path: Path) -> None:
-    manifest = _score_here(
+    manifest = score_here(
         save_tiny_bundle(tiny_dataset, tmp_path / "b", float("nan")), [tiny_dataset], tmp_path / "out"
     )
     assert manifest.quarantine == {"model_nonfinite": 150} and manifest.rows_ok == 0
@@ -195,7 +176,7 @@ def test_columns_may_have_other_names_paths_are_fetched_and_others_pass_through(
     pq.write_table(renamed, tmp_path / "in.parquet")
     columns = {"picture": "photo", "caption": "words"}
     settings = {"columns": columns, "passthrough": ["day", "words"]}
-    manifest = _score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", **settings)
+    manifest = score_here(bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", **settings)
     assert manifest.quarantine == {"uri_not_found": 1}
     table = ledger.read_predictions(str(tmp_path / "out"))
     assert table.column_names[:2] == ["source", "row"] and table.column_names[-2:] == ["day", "words"]
@@ -205,7 +186,7 @@ def test_columns_may_have_other_names_paths_are_fetched_and_others_pass_through(
         == [i for i in range(120) if i != gone]
     )
     pq.write_table(records, tmp_path / "bytes.parquet")
-    _score_here(bundle, [str(tmp_path / "bytes.parquet")], tmp_path / "direct")
+    score_here(bundle, [str(tmp_path / "bytes.parquet")], tmp_path / "direct")
     direct = ledger.read_predictions(str(tmp_path / "direct"))
     assert table.column("label").to_pylist() == [
         x for i, x in enumerate(direct.column("label").to_pylist()) if i != gone

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.score.bundles import save_tiny_bundle
+from tests.score.runs import score_here
 from xmodal_dist.bundle import Bundle, save_calibration
 from xmodal_dist.calibrate import Calibration, Cutoff, SubsetFit, softmax
 from xmodal_dist.errors import UsageError
@@ -23,13 +23,8 @@ from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.score import ledger
 from xmodal_dist.score.job import prepare
 from xmodal_dist.score.outputs import PROBABILITIES, prediction_columns
-from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.tally import Tally
-from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import UnitScorer
 
-CPU = torch.device("cpu")
 FIELDS = ["picture", "caption", "weather"]
 EVERYTHING = {
     "top_k": 2,
@@ -48,14 +43,7 @@ def bundle(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _run(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:
-    run = prepare(bundle, [dataset], str(output), ScoreSettings.model_validate(settings))
-    ledger.open_run(str(output), run.identity, run.plan)
-    tally, predictor = Tally(run.plan, run.identity.digest), Predictor(run.model, CPU, run.job.settings)
-    scorer = UnitScorer(run.job, predictor)
-    for unit in run.plan:
-        tally.add(scorer.score(unit).part)
-    manifest = ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
-    assert verify_scoring(str(output)) == (0, 0, [])
+    manifest = score_here(bundle, [dataset], output, **settings)
     assert sum(manifest.label_counts.values()) == manifest.rows_ok
     return ledger.read_predictions(str(output))
 

@@ -16,17 +16,13 @@ import soundfile
 import torch
 from PIL import Image
 
+from tests.score.runs import score_here
 from xmodal_dist.bundle import Bundle, build_model, save_bundle
 from xmodal_dist.modalities import load
 from xmodal_dist.modalities.fields import FieldSpec, field_settings
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.score import ledger
-from xmodal_dist.score.job import prepare
-from xmodal_dist.score.predictor import Predictor
-from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.tally import Tally
 from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import UnitScorer
 
 ROWS = 400
 KINDS = {"picture": "image", "photo": "image", "sound": "audio", "words": "text", "size": "tabular"}
@@ -121,17 +117,9 @@ def test_every_bad_record_has_its_code_and_every_good_one_is_scored(bundle: str,
     table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=50)
     output = str(tmp_path / "out")
-    settings = ScoreSettings(unit_rows=100, max_bad_fraction=0.06)
-    run = prepare(bundle, [str(tmp_path / "in.parquet")], output, settings)
-    ledger.open_run(output, run.identity, run.plan)
-    tally, predictor = (
-        Tally(run.plan, run.identity.digest),
-        Predictor(run.model, torch.device("cpu"), settings),
+    manifest = score_here(
+        bundle, [str(tmp_path / "in.parquet")], tmp_path / "out", unit_rows=100, max_bad_fraction=0.06
     )
-    scorer = UnitScorer(run.job, predictor)
-    for unit in run.plan:
-        tally.add(scorer.score(unit).part)
-    manifest = ledger.finalise(output, run.identity, tally, run.model.classes, run.job.schema)
     assert set(expected.values()) == set(BROKEN)
     quarantined = [
         row for path in Path(output, "quarantine").iterdir() for row in pq.read_table(path).to_pylist()

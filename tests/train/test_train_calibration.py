@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -13,13 +12,12 @@ import pytest
 import torch
 
 from tests.score.bundles import tiny_bundle
+from tests.train.ranks import calibrated_by_ranks
 from xmodal_dist.bundle import Bundle, subsets
-from xmodal_dist.calibrate import NOTHING, Calibration
+from xmodal_dist.calibrate import NOTHING
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.errors import DataError, UsageError
-from xmodal_dist.pipeline.chunks import Schedule
-from xmodal_dist.pipeline.reader import ChunkReader
-from xmodal_dist.train.calibration import calibrate_on, calibration_chunks, fit_observed, observe
+from xmodal_dist.train.calibration import calibrate_on
 
 CPU = torch.device("cpu")
 
@@ -29,28 +27,17 @@ def bundle(tiny_dataset: str) -> Bundle:
     return tiny_bundle(tiny_dataset)
 
 
-def _by_ranks(bundle: Bundle, dataset: str, num_workers: int) -> Calibration | None:
-    schedule = Schedule(load_manifest(dataset), 0, 4, 3, 6)
-    reader = ChunkReader(dataset, bundle.specs, schedule)
-    found = []
-    for rank in range(num_workers):
-        chunks = calibration_chunks(bundle, schedule, "train", rank, num_workers)
-        batches = [reader.read(chunk).records.to_batch() for chunk in chunks]
-        found.append(observe(bundle, batches, 3, lambda _: contextlib.nullcontext()))
-    return fit_observed(bundle, found, "d", "train")
-
-
 def test_any_number_of_ranks_find_the_same_to_the_bit(bundle: Bundle, tiny_dataset: str) -> None:
-    alone = _by_ranks(bundle, tiny_dataset, 1)
+    alone, two, four = (calibrated_by_ranks(bundle, tiny_dataset, "train", n) for n in (1, 2, 4))
     assert alone is not None and alone.whole.rows == 120
-    assert _by_ranks(bundle, tiny_dataset, 2) == alone == _by_ranks(bundle, tiny_dataset, 4)
+    assert two == alone == four
 
 
 def test_one_process_finds_what_the_ranks_find(bundle: Bundle, tiny_dataset: str) -> None:
     manifest = load_manifest(tiny_dataset)
     found, other = (
         calibrate_on(bundle, CPU, tiny_dataset, manifest, "train"),
-        _by_ranks(bundle, tiny_dataset, 2),
+        calibrated_by_ranks(bundle, tiny_dataset, "train", 2),
     )
     assert other is not None and found.dataset == manifest.fingerprint and found.split == "train"
     assert set(found.subsets) == set(subsets(bundle.specs)) | {NOTHING} == set(other.subsets)

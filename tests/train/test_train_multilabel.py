@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.score.runs import score_here
+from tests.train.ranks import calibrated_by_ranks
 from xmodal_dist import api, multilabel
 from xmodal_dist.bundle import Bundle, build_model, load_bundle
 from xmodal_dist.calibrate import NOTHING, softmax
@@ -20,18 +21,11 @@ from xmodal_dist.errors import DataError, UsageError
 from xmodal_dist.evaluate import evaluate_label_sets
 from xmodal_dist.ingest.pack import PackSettings, pack
 from xmodal_dist.model.classifier import ModelSettings
-from xmodal_dist.pipeline.chunks import Schedule
-from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings
 from xmodal_dist.report.page import self_contained
 from xmodal_dist.score import ledger
 from xmodal_dist.score.job import prepare
-from xmodal_dist.score.predictor import Predictor
 from xmodal_dist.score.settings import ScoreSettings
-from xmodal_dist.score.tally import Tally
-from xmodal_dist.score.verify import verify_scoring
-from xmodal_dist.score.worker import UnitScorer
-from xmodal_dist.train.calibration import calibration_chunks, fit_observed, observe
 from xmodal_dist.train.checkpoint import latest_checkpoint, load_weights
 from xmodal_dist.train.find_lr import find_learning_rate
 from xmodal_dist.train.job import TrainJob
@@ -153,18 +147,8 @@ def test_evaluation_beats_the_prior_and_draws_its_page(
 
 
 def test_calibration_is_the_same_from_any_number_of_ranks(bundle: Bundle, dataset: str) -> None:
-    schedule = Schedule(load_manifest(dataset), 0, 4, 3, 6)
-    reader = ChunkReader(dataset, bundle.specs, schedule)
-
-    def by_ranks(num_workers: int) -> Any:
-        found = []
-        for rank in range(num_workers):
-            chunks = calibration_chunks(bundle, schedule, "val", rank, num_workers)
-            batches = [reader.read(chunk).records.to_batch() for chunk in chunks]
-            found.append(observe(bundle, batches, 3, lambda _: contextlib.nullcontext()))
-        return fit_observed(bundle, found, "d", "val")
-
-    assert by_ranks(1) == by_ranks(2)
+    alone, two = (calibrated_by_ranks(bundle, dataset, "val", num_workers) for num_workers in (1, 2))
+    assert alone == two
     assert bundle.calibration is not None
     assert NOTHING in bundle.calibration.subsets and bundle.calibration.cutoffs == ()
     assert len(bundle.calibration.class_thresholds) == 4
@@ -233,17 +217,7 @@ def test_datasets_of_the_other_kind_and_figures_that_it_lacks_are_refused(
 
 
 def _score(bundle: str, dataset: str, output: Path, **settings: Any) -> pa.Table:
-    """Scored in this process, without Ray."""
-    run = prepare(bundle, [dataset], str(output), ScoreSettings.model_validate(settings))
-    ledger.open_run(str(output), run.identity, run.plan)
-    tally, scorer = (
-        Tally(run.plan, run.identity.digest),
-        UnitScorer(run.job, Predictor(run.model, CPU, run.job.settings)),
-    )
-    for unit in run.plan:
-        tally.add(scorer.score(unit).part)
-    ledger.finalise(str(output), run.identity, tally, run.model.classes, run.job.schema)
-    assert verify_scoring(str(output)) == (0, 0, [])
+    score_here(bundle, [dataset], output, **settings)
     return ledger.read_predictions(str(output))
 
 

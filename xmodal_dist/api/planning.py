@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from xmodal_dist import storage
@@ -13,6 +12,7 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.plan.calibrate import measure
 from xmodal_dist.plan.forecast import Forecast, forecast
 from xmodal_dist.plan.settings import Assumptions
+from xmodal_dist.settings import explain, parse_override
 
 __all__ = ["plan"]
 
@@ -58,18 +58,10 @@ def plan(
     }
     content |= {name: value for name, value in given.items() if value is not None}
     for override in set:
-        name, separator, value = override.partition("=")
-        if not separator:
-            raise UsageError(f"--set {override!r}: expected NAME=VALUE, for example unit_rows=65536")
-        content[name.strip().removeprefix("plan.")] = yaml.safe_load(value)
+        name, value = parse_override(override, "NAME=VALUE, for example unit_rows=65536")
+        content[name] = value
     try:
         assumptions = Assumptions.model_validate(content)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(e) for e in error.errors())) from error
+        raise UsageError("\n".join(explain(e) for e in error.errors())) from error
     return assumptions, [forecast(assumptions, records, number, seed) for number in workers]
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(map(str, error["loc"]))
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message} (given: {error['input']!r})" if name else message

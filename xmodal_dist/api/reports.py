@@ -74,13 +74,14 @@ def _read(path: str, name: str) -> Run:
     if not is_run(path):
         raise UsageError(f"{path!r} is not a training run: it has no {_IDENTITY_NAME}")
     config = storage.join(path, "config.yaml")
+    evaluated = storage.list_files(storage.join(path, EVALUATIONS), ".json")
     return Run(
         name=name,
         identity=_json(path, _IDENTITY_NAME),
         lines=read_metrics(path),
         goodput=_json(path, "goodput.json"),
-        evaluations=_of_splits(path, METRICS_NAME),
-        details=_of_splits(path, DETAILS_NAME),
+        evaluations=_of_splits(evaluated, METRICS_NAME),
+        details=_of_splits(evaluated, DETAILS_NAME),
         config=storage.read_text(config) if storage.exists(config) else "",
         commands=_json(path, "environment.json").get("commands", ()),
     )
@@ -93,9 +94,7 @@ def _json(path: str, name: str) -> dict[str, Any]:
     return found
 
 
-def _of_splits(path: str, name: str) -> dict[str, dict[str, Any]]:
+def _of_splits(files: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
     """Split -> content of the file of its evaluation."""
-    fs, inner = storage.filesystem(storage.join(path, EVALUATIONS))
-    folders = sorted(fs.ls(inner, detail=False)) if fs.exists(inner) else []
-    files = {folder.rstrip("/").rpartition("/")[2]: f"{folder.rstrip('/')}/{name}" for folder in folders}
-    return {split: json.loads(fs.cat_file(file)) for split, file in files.items() if fs.exists(file)}
+    found = (file.split("/") for file in files)
+    return {parts[-2]: json.loads(storage.read_text("/".join(parts))) for parts in found if parts[-1] == name}

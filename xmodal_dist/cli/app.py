@@ -39,11 +39,10 @@ for command in _COMMANDS:
     app.command()(command)
 _tune_app.callback()(tuning.tune)
 _tune_app.command("show")(tuning.show_search)
-_LOCAL = (tools.__name__, planning.__name__)
-_SUBMITTED: tuple[Callable[..., None], ...] = (
-    tuning.tune, tools.doctor, *(command for command in _COMMANDS if command.__module__ not in _LOCAL)
-)  # fmt: skip
-app.add_typer(submit.build(_SUBMITTED), name="submit")
+_LOCAL = (tools.demo, planning.plan)
+app.add_typer(
+    submit.build([tuning.tune, *(command for command in _COMMANDS if command not in _LOCAL)]), name="submit"
+)
 _config_app.command("print")(tools.config_print)
 _config_app.command("encoders")(tools.config_encoders)
 _config_app.command("schema")(tools.config_schema)

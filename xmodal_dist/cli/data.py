@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xmodal_dist.cli.options import AsJson, Config, Overrides, say, show, show_result
-from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.errors import UsageError, VerificationError
-from xmodal_dist.task import MULTICLASS
+
+if TYPE_CHECKING:  # slow to import
+    from xmodal_dist.dataset.manifest import Manifest
 
 __all__ = ["inspect", "pack", "verify"]
 
@@ -92,7 +93,7 @@ def verify(
 
 def _classes(manifest: Manifest) -> str:
     named = f"{len(manifest.classes)} classes"
-    if manifest.task == MULTICLASS.name:
+    if manifest.task == "multiclass":
         return named
     rows = sum(summary.rows for summary in manifest.splits.values())
     said = sum(sum(summary.classes.values()) for summary in manifest.splits.values())

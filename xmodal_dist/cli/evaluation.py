@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, BundlePath, DataPath, NumWorkers, number, show, show_result
-from xmodal_dist.task import MULTICLASS
 
 __all__ = ["calibrate", "compare", "evaluate", "explain"]
 
@@ -122,7 +121,7 @@ def calibrate(
 
 
 def _evaluation_tables(metrics: dict[str, Any]) -> list[Table]:
-    names, short = _FIGURES[metrics.get("task", MULTICLASS.name)]
+    names, short = _FIGURES[metrics.get("task", "multiclass")]
     whole = Table("rows", *map(_title, names), box=None, pad_edge=False)
     whole.add_row(str(metrics["rows"]), *(number(metrics[name]) for name in names))
     titles = ("modalities shown", *map(_title, short), "rows with all of them")

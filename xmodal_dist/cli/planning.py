@@ -48,7 +48,7 @@ def plan(
     )  # fmt: skip
     content = {
         "assumptions": assumptions.model_dump(mode="json"),
-        "forecasts": [found.to_json() for found in forecasts],
+        "forecasts": [found._asdict() for found in forecasts],
     }
     show_result(content, as_json, lambda: _show(assumptions, forecasts))
 

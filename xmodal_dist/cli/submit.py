@@ -17,7 +17,6 @@ from rich.table import Table
 from xmodal_dist.cli.options import AsJson, say, show, show_result
 from xmodal_dist.errors import UsageError
 from xmodal_dist.submit.client import Cluster, Job, exit_code
-from xmodal_dist.submit.package import files_to_send, write_package
 from xmodal_dist.submit.request import DEFAULT_ADDRESS, check_address, find_token, next_attempt, plan_request
 
 __all__ = ["build", "list_jobs", "logs", "status", "stop"]
@@ -69,6 +68,8 @@ def _job_command(name: str, command: Callable[..., None]) -> Callable[..., None]
         ] = True,
         insecure: _Insecure = False,
     ) -> None:
+        from xmodal_dist.submit.package import files_to_send, write_package
+
         arguments = _checked(command, name, context.args)
         request = plan_request(name, arguments, env or ())
         cluster = _connect(address, insecure)

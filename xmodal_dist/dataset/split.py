@@ -64,9 +64,9 @@ def stratified_sets(labels: Sequence[Sequence[str]], ratio: Ratio, seed: int) ->
     split that lacks most of that class, of equals to the one that lacks most records. Records of no class come last. A
     class's first record goes to train, where train has a share.
     """
-    names = sorted({name for label in labels for name in label})
     shares = _shares(ratio)
     counts = Counter(name for label in labels for name in label)
+    names = sorted(counts)
     lacking = {name: (shares * counts[name]).tolist() for name in names}
     room = (shares * len(labels)).tolist()
     rows_of: dict[str, list[int]] = {name: [] for name in names}
@@ -76,7 +76,6 @@ def stratified_sets(labels: Sequence[Sequence[str]], ratio: Ratio, seed: int) ->
             rows_of[name].append(row)
     split_of = np.full(len(labels), -1, dtype=np.int64)
     splits = [split for split in range(len(SPLITS)) if shares[split] > 0]
-
     untrained = set(names) if shares[0] > 0 else set[str]()
 
     def put(row: int, split: int) -> None:

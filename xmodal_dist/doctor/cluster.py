@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xmodal_dist import runtime, storage
-from xmodal_dist.doctor.finding import Finding, gib, graded
+from xmodal_dist.doctor.finding import LOW_BYTES, ONE_DRIVER, SLOW_BYTES_PER_S, Finding, gib, graded
 from xmodal_dist.doctor.node import Facts, Node, Reached, versions_here
 from xmodal_dist.errors import UsageError, XmodalError
 
@@ -31,10 +31,8 @@ _KNOCK_S = 5.0
 _START_S = 60.0
 _NETWORK_S = 30.0
 _ANSWER_S = 15.0
-_LOW_BYTES = 1 << 30
 _SMALL_STORE_BYTES = 256 << 20
 _PROBE_BYTES = 4 << 20
-_SLOW_BYTES_PER_S = 10e6
 _SKEW_S, _BAD_SKEW_S = 0.5, 30.0
 _CLOCK_ROUNDS = 5
 
@@ -115,11 +113,11 @@ def _examine(path: str | None) -> Iterator[Finding]:
         "ok",
         f"{len(alive)} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs",
     )
-    actors = {n["NodeID"]: _place(n["NodeID"], gpus=0) for n in alive}
+    actors = [_place(n["NodeID"], gpus=0) for n in alive]
     try:
-        answers = _answers([actor.facts.remote() for actor in actors.values()], _START_S)
+        answers = _answers([actor.facts.remote() for actor in actors], _START_S)
         members = []
-        for node, actor, answer in zip(alive, actors.values(), answers, strict=True):
+        for node, actor, answer in zip(alive, actors, answers, strict=True):
             if isinstance(answer, Facts):
                 members.append(_Member(node["NodeID"], actor, node["Resources"], answer))
             else:
@@ -131,7 +129,7 @@ def _examine(path: str | None) -> Iterator[Finding]:
         if members:
             yield from _of_members(members, path)
     finally:
-        for actor in actors.values():
+        for actor in actors:
             ray.kill(actor)
 
 
@@ -226,7 +224,7 @@ def _least(check: str, members: Sequence[_Member], attribute: str, advice: str) 
     facts = min((m.facts for m in members), key=lambda f: int(getattr(f, attribute)))
     free = int(getattr(facts, attribute))
     seen = f"none on {facts.host}" if free < 0 else f"{gib(free)} free at the least, on {facts.host}"
-    return graded(check, seen, advice, warn=free < _LOW_BYTES)
+    return graded(check, seen, advice, warn=free < LOW_BYTES)
 
 
 def _tokens(members: Sequence[_Member]) -> Finding:
@@ -328,8 +326,8 @@ def _shared(members: Sequence[_Member], path: str) -> Finding:
     created, slowest = sum(a.created for a in answers), min(a.read_bytes_per_s for a in answers)
     seen = f"read at {slowest / 1e6:.0f} MB/s or more, created by {created} of {len(members)}"
     if created != 1:
-        advice = "scoring lets one driver work at a time there; use storage with conditional writes for more"
-    return graded(check, seen, advice, warn=created != 1 or slowest < _SLOW_BYTES_PER_S)
+        advice = ONE_DRIVER
+    return graded(check, seen, advice, warn=created != 1 or slowest < SLOW_BYTES_PER_S)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -103,7 +103,7 @@ def _row_groups(job: TrainJob, workers: int) -> Iterator[Finding]:
     """A worker holds, of each of its lanes, the row groups of one window and of the next."""
     groups = [(g.bytes, g.rows, s.path) for _, s in job.manifest.split_shards("train") for g in s.row_groups]
     most_bytes, rows, path = max(groups)
-    held, free = _held_bytes(job, workers), _free_bytes()
+    held, free = _held_bytes(job, workers), runtime.free_memory_bytes()
     seen = f"largest {gib(most_bytes)} ({rows} rows, in {path}); a worker holds up to {gib(held)}"
     advice = "pack again with a lower pack.row_group_bytes, or train with fewer train.lanes"
     share = held * workers / max(free, 1)
@@ -199,7 +199,7 @@ def _forward(network: torch.nn.Module, batch: Batch, job: TrainJob) -> tuple[int
 
 
 def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSettings) -> Iterator[Finding]:
-    train, m = job.train, measured
+    train, m, free_bytes = job.train, measured, runtime.free_memory_bytes()
     share_rows = math.ceil(train.batch_size / workers)
     by_lane = train.adds_lane_by_lane("cuda" if job.use_gpu else "cpu")
     at_once = min(train.micro_batch_rows or share_rows, share_rows)
@@ -220,7 +220,7 @@ def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSetting
     else:
         host = workers * (reading + learning)
     advice = "lower pipeline.prefetch_bytes, train.num_workers or train.micro_batch_rows"
-    yield _peak("memory of training", host, _free_bytes(), advice, f"{workers} worker(s) here")
+    yield _peak("memory of training", host, free_bytes, advice, f"{workers} worker(s) here")
     batch_rows = score.batch_rows or 256
     threads = score.threads or (runtime.usable_cores() if job.use_gpu else 1)
     scoring = (
@@ -229,7 +229,7 @@ def _memory(job: TrainJob, workers: int, measured: Measured, score: ScoreSetting
     )  # fmt: skip
     scorers = torch.cuda.device_count() or runtime.usable_cores()
     advice = "lower score.batch_rows or score.unit_bytes, or score with fewer workers"
-    yield _peak("memory of scoring", scorers * scoring, _free_bytes(), advice, f"{scorers} worker(s) here")
+    yield _peak("memory of scoring", scorers * scoring, free_bytes, advice, f"{scorers} worker(s) here")
 
 
 def _peak(check: str, needed: float, room: float, advice: str, where: str) -> Finding:
@@ -275,12 +275,6 @@ def _duration(
 
 def _time(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-
-
-def _free_bytes() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def _process_bytes() -> int:

@@ -1,10 +1,19 @@
-"""What a check found, and how sizes are told."""
+"""What a check found, how sizes are told, and what checks of this machine and of a cluster's nodes share."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-__all__ = ["Finding", "gib", "graded"]
+__all__ = ["LOW_BYTES", "ONE_DRIVER", "SLOW_BYTES_PER_S", "Finding", "gib", "graded"]
+
+LOW_BYTES = 1 << 30
+"""Less free memory or disk than this is a warning."""
+
+SLOW_BYTES_PER_S = 10e6
+"""So is slower storage."""
+
+ONE_DRIVER = "scoring lets one driver work at a time there; use storage with conditional writes for more"
+"""What to do about storage on which several writers can create the same file."""
 
 
 class Finding(NamedTuple):

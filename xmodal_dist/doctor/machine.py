@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from xmodal_dist import storage
-from xmodal_dist.doctor.finding import Finding, gib, graded
+from xmodal_dist import environment, runtime, storage
+from xmodal_dist.doctor.finding import LOW_BYTES, ONE_DRIVER, SLOW_BYTES_PER_S, Finding, gib, graded
 from xmodal_dist.errors import AuthenticationError, XmodalError
 from xmodal_dist.submit.request import find_token
 
@@ -25,9 +25,7 @@ _TESTED = {
     "pyarrow": ("15", None),
     "pillow": ("12.3", None),
 }
-_LOW_BYTES = 1 << 30
 _PROBE_BYTES = 8 << 20
-_SLOW_BYTES_PER_S = 10e6
 
 
 def examine_machine(path: str | None = None) -> Iterator[Finding]:
@@ -65,18 +63,15 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _accelerator() -> Finding:
     import torch
 
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if names := environment.accelerators():
         return Finding("accelerator", "ok", ", ".join(names))
     return Finding("accelerator", "ok", f"none; {torch.get_num_threads()} CPU threads")
 
 
 def _memory() -> Finding:
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = runtime.free_memory_bytes()
     advice = "stop other programs, or use a larger machine: Ray alone takes about 1 GiB"
-    return graded("free memory", gib(free), advice, warn=free < 3 * _LOW_BYTES)
+    return graded("free memory", gib(free), advice, warn=free < 3 * LOW_BYTES)
 
 
 def _free(what: str, path: str, advice: str) -> Finding:
@@ -85,7 +80,7 @@ def _free(what: str, path: str, advice: str) -> Finding:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Finding(check, "warning", str(error), advice)
-    return graded(check, gib(free), advice, warn=free < _LOW_BYTES)
+    return graded(check, gib(free), advice, warn=free < LOW_BYTES)
 
 
 def _token() -> Finding:
@@ -121,7 +116,6 @@ def _storage(path: str) -> Finding:
     speeds = [_PROBE_BYTES / max(s, 1e-9) for s in (written_s - began_s, read_s - written_s)]
     seen = f"writes {speeds[0] / 1e6:.0f} MB/s, reads {speeds[1] / 1e6:.0f} MB/s"
     if not exclusive:
-        advice = "scoring lets one driver work at a time there; use storage with conditional writes for more"
-        return Finding(check, "warning", f"{seen}; two writers can create the same file", advice)
+        return Finding(check, "warning", f"{seen}; two writers can create the same file", ONE_DRIVER)
     advice = "use storage nearer to the machines: datasets and checkpoints cross it"
-    return graded(check, f"{seen}, creates exclusively", advice, warn=min(speeds) < _SLOW_BYTES_PER_S)
+    return graded(check, f"{seen}, creates exclusively", advice, warn=min(speeds) < SLOW_BYTES_PER_S)

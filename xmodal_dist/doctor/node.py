@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from xmodal_dist import storage
+from xmodal_dist import runtime, storage
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.version import __version__
 
@@ -74,7 +74,6 @@ class Node:
 
     def facts(self) -> Facts:
         """Look around."""
-        import psutil
         import torch
 
         return Facts(
@@ -84,7 +83,7 @@ class Node:
             torch_cuda=torch.version.cuda,
             shm_bytes=_free("/dev/shm"),
             disk_bytes=_free(tempfile.gettempdir()),
-            memory_bytes=int(psutil.virtual_memory().available),
+            memory_bytes=runtime.free_memory_bytes(),
             asks_for_token=os.environ.get("RAY_AUTH_MODE") == "token",
         )
 

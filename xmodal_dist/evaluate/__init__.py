@@ -5,14 +5,9 @@ It never sees a model, so it gives the same numbers whoever made the predictions
 
 from __future__ import annotations
 
-from xmodal_dist.evaluate.multiclass import (
-    SUBSET_PREFIX,
-    Evaluation,
-    Mistake,
-    evaluate_predictions,
-    subset_column,
-)
+from xmodal_dist.evaluate.multiclass import evaluate_predictions
 from xmodal_dist.evaluate.multilabel import evaluate_label_sets
+from xmodal_dist.evaluate.predictions import SUBSET_PREFIX, Evaluation, Mistake, subset_column
 
 __all__ = [
     "SUBSET_PREFIX",

@@ -11,14 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xmodal_dist import multilabel
-from xmodal_dist.calibrate import NOTHING
 from xmodal_dist.errors import DataError
-from xmodal_dist.evaluate.multiclass import (
+from xmodal_dist.evaluate.predictions import (
     Evaluation,
     Mistake,
     check_columns,
-    fields_present,
-    subset_columns,
+    fusion,
+    subsets,
     unknown_labels,
     vectors,
 )
@@ -74,7 +73,7 @@ def evaluate_label_sets(
             **found,
             "prior": _prior(truth),
             "per_subset": per_subset,
-            **_fusion(found["mean_average_precision"], per_subset),
+            **fusion("mean_average_precision", found["mean_average_precision"], per_subset),
             "uncalibrated": None if raw is None else _without(multilabel.sureness(truth, raw), "brier"),
         },
         worst=_worst(predictions.column("id"), truth, probabilities, thresholds, class_names, num_worst),
@@ -121,31 +120,18 @@ def _prior(truth: _Array) -> dict[str, float]:
 
 
 def _per_subset(predictions: pa.Table, truth: _Array, thresholds: _Array) -> dict[str, Any]:
-    present = fields_present(predictions)
     result = {}
-    for name, column in subset_columns(predictions).items():
-        if name == NOTHING:
-            continue
-        probabilities = vectors(predictions, column, truth.shape[1])
+    for name, probabilities, complete in subsets(predictions, truth.shape[1]):
         sums = multilabel.from_outcomes(multilabel.outcomes(truth, probabilities >= thresholds))
         result[name] = {
             "rows": len(truth),
-            "rows_present": sum(fields.issuperset(name.split("+")) for fields in present),
+            "rows_present": int(complete.sum()),
             "mean_average_precision": multilabel.mean_average_precision(truth, probabilities),
             "micro_f1": sums["micro_f1"],
             "macro_f1": sums["macro_f1"],
             **_without(multilabel.sureness(truth, probabilities), "brier"),
         }
     return result
-
-
-def _fusion(whole: float | None, per_subset: dict[str, Any]) -> dict[str, Any]:
-    singles = {name: v["mean_average_precision"] or 0.0 for name, v in per_subset.items() if "+" not in name}
-    if not singles:
-        return {"best_single": None, "fusion_gain": None}
-    best = max(singles, key=lambda name: singles[name])
-    gain = whole - singles[best] if whole is not None and len(singles) > 1 else None
-    return {"best_single": best, "fusion_gain": gain}
 
 
 def _without(figures: dict[str, float], name: str) -> dict[str, float]:

@@ -51,7 +51,7 @@ def measure(output: str) -> Measured:
         seconds_per_record=seconds,
         start_s=start_s,
         unit_rows=round(plan.num_rows / len(plan)),
-        input_bytes_per_record=sum(int(pin.split("/")[0]) for pin in plan.pins) / plan.num_rows,
+        input_bytes_per_record=plan.num_bytes / plan.num_rows,
         output_bytes_per_record=(pc.sum(data["bytes"]).as_py() or 0) / max(1, manifest.rows_ok),
     )
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xmodal_dist.errors import UsageError
 from xmodal_dist.plan.settings import Assumptions
 from xmodal_dist.plan.simulate import Simulated, simulate
+from xmodal_dist.score.ledger import PART_READERS
 
 __all__ = ["MAX_WORKERS", "Forecast", "forecast"]
 
 MAX_WORKERS = 10_000
 _MAX_RECORDS = 10**13
-_READERS = 8
 _COMFORTABLE = 0.5
 
 
@@ -56,10 +56,6 @@ class Forecast(NamedTuple):
     utilisation: dict[str, float]
     bottleneck: str
     advice: str
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able."""
-        return self._asdict()
 
 
 def forecast(assumptions: Assumptions, records: int, workers: int, seed: int = 0) -> Forecast:
@@ -137,10 +133,10 @@ def _whole_span_s(found: Simulated, units: int) -> float:
 
 
 def _finishing_s(assumptions: Assumptions, units: int) -> float:
-    """A driver reads the parts of others, eight at a time; lists the output; writes its table."""
+    """A driver reads the parts of others, several at a time; lists the output; writes its table."""
     others = units * (1 - 1 / assumptions.drivers)
     read_s = max(
-        assumptions.storage_latency_s / _READERS, 1 / (assumptions.storage_requests_per_s or math.inf)
+        assumptions.storage_latency_s / PART_READERS, 1 / (assumptions.storage_requests_per_s or math.inf)
     )
     listing_s = units / (assumptions.objects_listed_per_s or math.inf)
     return others * read_s + listing_s + units * assumptions.finish_s_per_unit

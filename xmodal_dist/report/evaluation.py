@@ -78,6 +78,7 @@ def render(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> str:
 def chapter(split: str, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
     """What the macro ``chapter`` of ``_evaluation.html.j2`` shows; ``details`` may be {}."""
     title, curves = split_title(split), details.get("curves", {})
+    found = curves.get("precision_recall")
     common = {
         "anchor": f"split-{split}",
         "title": title,
@@ -86,6 +87,9 @@ def chapter(split: str, metrics: Mapping[str, Any], details: Mapping[str, Any]) 
         "all_fields": max(metrics["per_subset"], key=lambda name: name.count("+"), default=None),
         "ece_before": (metrics.get("uncalibrated") or {}).get("ece"),
         "worst": [_shown(Example(**item)) for item in details.get("worst", [])],
+        "precision_recall": plots.precision_recall(found, f"{title}: precision against recall")
+        if found
+        else None,
         "has_details": bool(details),
         "label_sets": multilabel.is_of_label_sets(metrics),
     }
@@ -145,16 +149,13 @@ def sentence(metrics: Mapping[str, Any]) -> str:
 
 
 def _figures(curves: Mapping[str, Any], title: str) -> dict[str, Markup | None]:
-    """The plots of ``curves``; None where it has no data for one."""
-    bins, found, surest = (curves.get(name) for name in ("reliability", "precision_recall", "abstention"))
+    """The plots of ``curves`` that only multiclass has; None where there is no data for one."""
+    bins, surest = curves.get("reliability"), curves.get("abstention")
     return {
         "reliability": plots.reliability(
             bins, curves["reliability_uncalibrated"], f"{title}: reliability diagram"
         )
         if bins
-        else None,
-        "precision_recall": plots.precision_recall(found, f"{title}: precision against recall")
-        if found
         else None,
         "surest": _precision(surest, title) if surest else None,
     }

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from xmodal_dist.report import plots
 from xmodal_dist.report.page import Card, percent, score
+from xmodal_dist.task import MULTILABEL
 
 __all__ = ["cards", "chapter", "is_of_label_sets", "sentence"]
 
@@ -17,23 +18,20 @@ _MAX_CLASSES = 100
 
 def is_of_label_sets(metrics: Mapping[str, Any]) -> bool:
     """Whether the content of a ``metrics.json`` is of a multilabel model."""
-    return metrics.get("task") == "multilabel"
+    return metrics.get("task") == MULTILABEL.name
 
 
 def chapter(metrics: Mapping[str, Any], curves: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """What the macro ``results`` of ``_multilabel.html.j2`` shows; ``curves`` may be {}."""
+    """What the macro ``results`` of ``_multilabel.html.j2`` shows of these only; ``curves`` may be {}."""
     classes = sorted(
         ({"name": name, **values} for name, values in metrics["per_class"].items()),
         key=lambda c: (c["average_precision"] is None, c["average_precision"]),
     )
-    bins, found = curves.get("reliability"), curves.get("precision_recall")
+    bins = curves.get("reliability")
     return {
         "classes": classes[:_MAX_CLASSES],
         "num_classes": len(classes),
         "reliability": _reliability(bins, curves["reliability_uncalibrated"], title) if bins else None,
-        "precision_recall": plots.precision_recall(found, f"{title}: precision against recall")
-        if found
-        else None,
         "num_errors": round(metrics["rows"] * (1 - metrics["subset_accuracy"])),
     }
 

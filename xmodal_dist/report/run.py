@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from xmodal_dist.report import environment, evaluation, training
@@ -15,7 +16,6 @@ from xmodal_dist.report.page import Card, flatten, percent, score, seconds
 from xmodal_dist.report.page import render as render_page
 
 __all__ = ["Run", "render"]
-
 
 _VALIDATED = ("accuracy", "balanced_accuracy", "mean_average_precision", "micro_f1", "subset_accuracy")
 
@@ -44,19 +44,30 @@ class Run:
     config: str = ""
     commands: Sequence[Mapping[str, Any]] = ()
 
-    @property
+    @cached_property
     def best(self) -> Mapping[str, Any]:
-        """The epoch of the highest validation accuracy (or mean average precision), else the last; {} before any."""
+        """The epoch whose weights were kept: of the best monitored figure, of equal ones the latest; {} before any.
+
+        Without validation it is the last epoch. A run that does not say what it monitors is known by its headline.
+        """
         epochs, key = training.epochs_of(self.lines), self.headline.key
+        if monitor := self.identity.get("train", {}).get("monitor"):
+            key = f"val_{monitor}"
+        sign = -1 if key == "val_loss" else 1
         validated = [line for line in epochs if line.get(key) is not None]
         if validated:
-            return max(validated, key=lambda line: float(line[key]))
+            return max(reversed(validated), key=lambda line: sign * float(line[key]))
         return epochs[-1] if epochs else {}
 
-    @property
+    @cached_property
     def headline(self) -> training.Headline:
         """The validation figure that it is known by."""
         return training.headline(self.lines)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether its best epoch has that figure."""
+        return self.best.get(self.headline.key) is not None
 
     @property
     def splits(self) -> list[str]:
@@ -82,7 +93,7 @@ def render(run: Run) -> str:
         cards=_cards(run),
         nav=_nav(chapters),
         learning=training.learning(run.lines),
-        best_epoch=run.best.get("epoch") if run.best.get(run.headline.key) is not None else None,
+        best_epoch=run.best["epoch"] if run.is_validated else None,
         figures=_figures(run),
         chapters=chapters,
         speed=training.speed(run.lines, run.goodput) if run.goodput else None,
@@ -135,8 +146,8 @@ def _cards(run: Run) -> list[Card]:
         rows = f"{metrics['rows']:,} records, {len(metrics['per_class']):,} classes"
         found = [Card(f"{split} {first.label.lower()}", first.value, rows), *others]
         found = [card for card in found if card.label not in ("AUROC", "Log loss")]
-    if best.get(run.headline.key) is not None:
-        note = f"best, after epoch {best['epoch']}"
+    if run.is_validated:
+        note = f"of the best epoch, {best['epoch']}"
         found.append(Card(f"Validation {run.headline.name}", percent(best[run.headline.key]), note))
         if not run.splits:
             found.append(Card("Validation macro F1", score(best.get("val_macro_f1")), note))
@@ -153,7 +164,7 @@ def _figures(run: Run) -> list[dict[str, Any]]:
         {"name": evaluation.split_title(split), "average_precision": None, **run.evaluations[split]}
         for split in run.splits
     ]
-    if run.best.get(run.headline.key) is not None:
+    if run.is_validated:
         names = ("rows", *_VALIDATED, "macro_f1")
         unknown = dict.fromkeys(("average_precision", "auroc", "log_loss", "ece"))
         values = {name: run.best.get(f"val_{name}") for name in names}

@@ -42,6 +42,7 @@ from xmodal_dist.settings import Settings
 
 __all__ = [
     "ATTEMPTS",
+    "PART_READERS",
     "RECEIPTS",
     "RUN_NAME",
     "begin_attempt",
@@ -67,9 +68,10 @@ RUN_NAME = "_run.json"
 _LEASE_NAME = "_lease.json"
 RECEIPTS = "_receipts"
 ATTEMPTS = "_attempts"
-_S = TypeVar("_S", bound=Settings)
+PART_READERS = 8
+"""Threads of a driver that read parts of others."""
 
-_READERS = 8
+_S = TypeVar("_S", bound=Settings)
 _NAMED_FILES = 5
 
 
@@ -170,12 +172,12 @@ def read_parts(
     output: str, units: Sequence[int], generation: int = 1, partitioned: bool = False
 ) -> Iterator[Part]:
     """The committed parts of some units, in their order, read by threads."""
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="parts") as pool:
+    with ThreadPoolExecutor(PART_READERS, thread_name_prefix="parts") as pool:
         yield from map_ahead(
             lambda unit: read_part(output, part_path(unit, generation, partitioned)),
             units,
             pool,
-            ahead=4 * _READERS,
+            ahead=4 * PART_READERS,
         )
 
 

@@ -54,12 +54,6 @@ def output_schema(
         raise UsageError(
             "score.abstain_below (or target_precision) leaves records without a label, and evaluation needs all of them"
         )
-    multilabel = bundle.task is MULTILABEL
-    if multilabel and settings.abstain_below is not None:
-        raise UsageError(
-            "score.abstain_below is for models of one class a record; of this multilabel one each class has a "
-            "threshold, and a record that reaches none has no label"
-        )
     if settings.contributions:
         coalition_masks(len(bundle.specs))  # refuses too many fields before anything is scored
     all_classes = _vectors(len(bundle.classes))
@@ -67,7 +61,7 @@ def output_schema(
     names = [("id", pa.string())] if id_column else [("source", pa.string()), ("row", pa.int64())]
     if settings.evaluation and not id_column:
         names = [("id", pa.string()), *names]
-    label = (LABELS, MULTILABEL.label_type) if multilabel else ("label", pa.string())
+    label = (LABELS if bundle.task is MULTILABEL else "label", bundle.task.label_type)
     columns = [*names, label, ("probability", pa.float32())]
     if settings.abstain_below is not None:
         columns.append(("abstained", pa.bool_()))
@@ -105,16 +99,16 @@ def abstaining(bundle: Bundle, settings: ScoreSettings) -> ScoreSettings:
     """The settings with ``target_precision`` turned into the threshold that the bundle's calibration has for it.
 
     Raises:
-        UsageError: it has none, the bundle is not calibrated, or a threshold is given besides.
+        UsageError: it has none, the bundle is not calibrated or multilabel, or a threshold is given besides.
     """
     target = settings.target_precision
+    if bundle.task is MULTILABEL and (target is not None or settings.abstain_below is not None):
+        raise UsageError(
+            "score.target_precision and score.abstain_below are for models of one class a record; of this multilabel "
+            "one each class has a threshold, and a record that reaches none has no label"
+        )
     if target is None:
         return settings
-    if bundle.task is MULTILABEL:
-        raise UsageError(
-            f"score.target_precision={target:g} is for models of one class a record; of this multilabel one each class "
-            "has a threshold, and a record that reaches none has no label"
-        )
     if settings.abstain_below is not None:
         raise UsageError(
             f"score.target_precision={target:g} and score.abstain_below={settings.abstain_below:g} both say when to "

@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         paths: the input files, in order.
-        pins: of each file.
+        pins: of each file, as ``BYTES/TAG``.
         file: [U] index of each unit's file.
         groups: [U, 2] row groups of each unit, from and to.
         rows: [U, 2] rows of each unit within its file, from and to.
@@ -90,6 +90,11 @@ class Plan:
     def num_rows(self) -> int:
         """Rows of all units."""
         return int(self.unit_rows.sum())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(int(pin.partition("/")[0]) for pin in self.pins)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # slow to import
 
 __all__ = ["Cluster", "Job", "exit_code"]
 
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _METADATA_KEY = "xmodal"
 _SIGNAL_BASE = 128
 _START_TIMEOUT_S = 60
@@ -185,22 +186,15 @@ def _job(details: Any) -> Job:
 
 @contextmanager
 def _address_in_force(address: str) -> Iterator[None]:
-    """Ray lets its environment variables overrule the argument; what was checked is what must be used."""
-    saved = _set_environment({"RAY_API_SERVER_ADDRESS": address})
+    """Ray lets its environment variable overrule the argument; what was checked is what must be used."""
+    saved = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
     try:
         yield
     finally:
-        _set_environment(saved)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
-    before = {name: os.environ.get(name) for name in values}
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    return before
+        del os.environ[_ADDRESS_VARIABLE]
+        if saved is not None:
+            os.environ[_ADDRESS_VARIABLE] = saved
 
 
 @contextmanager

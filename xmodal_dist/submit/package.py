@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatch
+from fnmatch import translate
 from pathlib import Path, PurePosixPath
 
 from xmodal_dist.dataset.manifest import MANIFEST_NAME
@@ -38,10 +39,10 @@ def files_to_send(root: Path, excludes: Sequence[str] = ()) -> list[PurePosixPat
         root: the working tree.
         excludes: more patterns, each of a name (``*.mp4``, ``scratch``) or of a path from the root (``docs/*``).
     """
-    patterns = (*DEFAULT_EXCLUDES, *excludes)
+    unwanted = re.compile("|".join(translate(p.rstrip("/")) for p in (*DEFAULT_EXCLUDES, *excludes)))
     listed = _listed_by_git(root)
-    found = sorted(_walk(root, patterns) if listed is None else {p for p in listed if (root / p).is_file()})
-    kept = [path for path in found if not _matches(path, patterns)]
+    found = sorted(_walk(root, unwanted) if listed is None else {p for p in listed if (root / p).is_file()})
+    kept = [path for path in found if not _matches(path, unwanted)]
     products = {path.parent for path in kept if _is_product(root, path)}
     return [path for path in kept if products.isdisjoint(path.parents)]
 
@@ -95,16 +96,16 @@ def _listed_by_git(root: Path) -> list[PurePosixPath] | None:
     return [PurePosixPath(name) for name in os.fsdecode(run.stdout).split("\0") if name]
 
 
-def _walk(root: Path, patterns: Sequence[str]) -> Iterator[PurePosixPath]:
+def _walk(root: Path, unwanted: re.Pattern[str]) -> Iterator[PurePosixPath]:
     for folder, folders, names in os.walk(root):
         here = PurePosixPath(os.path.relpath(folder, root))
-        folders[:] = [name for name in folders if not _matches(here / name, patterns)]
+        folders[:] = [name for name in folders if not _matches(here / name, unwanted)]
         yield from (here / name for name in names if (root / here / name).is_file())
 
 
-def _matches(path: PurePosixPath, patterns: Sequence[str]) -> bool:
-    places = [str(path), *(str(parent) for parent in path.parents[:-1])]
-    return any(fnmatch(part, pattern.rstrip("/")) for pattern in patterns for part in (*path.parts, *places))
+def _matches(path: PurePosixPath, unwanted: re.Pattern[str]) -> bool:
+    """Whether one of its names matches, or it from the root, or a folder that holds it."""
+    return any(map(unwanted.match, (*path.parts, str(path), *map(str, path.parents[:-1]))))
 
 
 def _is_product(root: Path, path: PurePosixPath) -> bool:

@@ -67,10 +67,8 @@ def _strata(manifest: Manifest) -> tuple[Callable[[pa.ChunkedArray], NDArray[np.
     if task is MULTICLASS:
         return lambda column: task.targets(column, classes), counts
     middle = min(range(len(counts)), key=lambda c: abs(counts[c] - rows / 2))
-    return lambda column: task.targets(column, classes)[:, middle].astype(np.int64), [
-        rows - counts[middle],
-        counts[middle],
-    ]
+    without, having = rows - counts[middle], counts[middle]
+    return lambda column: task.targets(column, classes)[:, middle].astype(np.int64), [without, having]
 
 
 def order_warning(order: OrderQuality, window_rows: int) -> str | None:

@@ -17,7 +17,6 @@ _NOT_RESULT_CHANGING = {
     "log_every_steps", "micro_batch_rows", "collective_timeout_s",
 }  # fmt: skip
 
-
 _MONITORS = {
     "multiclass": ("loss", "accuracy", "macro_f1"),
     "multilabel": ("loss", "mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -83,12 +83,13 @@ def optimizer_step(
     scale = num_workers / global_weight.clamp(min=1e-12).float()
     loss_sum = torch.zeros((), device=device)
     balance = Balance(job.model, len(job.specs), device, job.task)
+    outcome_weights = _on_device(job.outcome_weights, device)
 
     def backward(rows: slice) -> None:
         part = _rows(batch, rows)
         with watch.stage("forward"):
             output = _forward(model, part, job)
-            loss = _loss(output, part, job)
+            loss = _loss(output, part, job, outcome_weights)
             balance.add(output.field_logits, part)
         with watch.stage("backward"):
             (loss.total * scale).backward()  # type: ignore[no-untyped-call]
@@ -122,9 +123,9 @@ def _forward(model: nn.Module, batch: Batch, job: TrainJob) -> Output:
     return output
 
 
-def _loss(output: Output, batch: Batch, job: TrainJob) -> LossSum:
+def _loss(output: Output, batch: Batch, job: TrainJob, outcome_weights: torch.Tensor | None) -> LossSum:
     """Sums of the rows' losses."""
-    train, weights = job.train, job.outcome_weights
+    train = job.train
     return classification_loss(
         output.fused,
         output.field_logits,
@@ -136,7 +137,7 @@ def _loss(output: Output, batch: Batch, job: TrainJob) -> LossSum:
         focal_gamma=train.focal_gamma if train.loss == "focal" else 0.0,
         aux_weight=job.model.aux_weight,
         task=job.task,
-        outcome_weights=None if weights is None else torch.tensor(weights, device=batch.labels.device),
+        outcome_weights=outcome_weights,
     )
 
 
@@ -148,10 +149,15 @@ def _bfloat16(job: TrainJob, device: torch.device) -> bool:
 
 def _weighted(batch: Batch, job: TrainJob) -> Batch:
     """The batch with its classes' weights in those of its rows."""
-    if job.class_weights is None:
+    by_class = _on_device(job.class_weights, batch.labels.device)
+    if by_class is None:
         return batch
-    by_class = torch.tensor(job.class_weights, dtype=torch.float32).to(batch.labels.device)
     return replace(batch, weights=batch.weights * by_class[batch.labels.clamp(min=0)])
+
+
+def _on_device(weights: list[Any] | None, device: torch.device) -> torch.Tensor | None:
+    """As float32, without waiting for the device."""
+    return None if weights is None else torch.tensor(weights).to(device, non_blocking=True)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
