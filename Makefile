@@ -31,8 +31,9 @@ demo: $(INSTALLED)
 test: START := $(shell date +%s)
 test: lint types
 	@echo "make test: $$(( $$($(SECONDS_NOW)) - $(START) )) s for installation, lint and types; now the tests"
-	@$(VENV)/bin/python -m pytest $(NETWORKS_TESTS:%=--ignore=%)
-	@$(MAKE) --no-print-directory networks-test
+	@$(MAKE) --no-print-directory networks-test >.networks-test.log 2>&1 & networks=$$!; failed=0; \
+	$(VENV)/bin/python -m pytest $(NETWORKS_TESTS:%=--ignore=%) || failed=1; \
+	wait $$networks || failed=1; cat .networks-test.log; exit $$failed
 
 networks-test: $(NETWORKS_INSTALLED)
 	@OMP_NUM_THREADS=1 $(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)

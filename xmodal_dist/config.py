@@ -32,7 +32,8 @@ class Config(Settings):
     """Settings of a run.
 
     Attributes:
-        fields: by field name, settings of its modality other than its kind; fields not named take the defaults.
+        fields: by field name, settings of its modality other than its kind; fields not named take the defaults, and
+            what is null is left out of the model.
         pack: how a source becomes a dataset.
         model: fusion and sizes.
         train: how a run trains.
@@ -41,7 +42,7 @@ class Config(Settings):
         search: how hyperparameters are searched.
     """
 
-    fields: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    fields: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     pack: PackSettings = PackSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()

@@ -25,7 +25,7 @@ _FIT_ROWS = 256
 
 def make_reader(
     dataset: str,
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Mapping[str, Any] | None],
     rows_per_step: int,
     window_rows: int,
     lanes: int = 1,

@@ -39,6 +39,15 @@ CONDITIONAL: dict[str, Any] = {
 }
 
 
+def test_a_field_that_is_left_out_is_neither_searched_by_itself_nor_by_name() -> None:
+    kinds = {name: kind for name, kind in RUN.kinds.items() if name != "caption"}
+    run = RUN._replace(fields={**RUN.fields, "caption": None}, kinds=kinds)
+    assert default_space(run).keys() == {n for n in default_space(RUN) if not n.startswith("fields.caption.")}
+    assert run.with_values({"train.learning_rate": 0.01}).fields["caption"] is None
+    with pytest.raises(UsageError, match="no such field"):
+        run.with_values({"fields.caption.token_dropout": 0.1})
+
+
 def _space(content: dict[str, Any]) -> Space:
     return Space({name: Dimension.model_validate(d) for name, d in content.items()})
 

@@ -69,7 +69,7 @@ def tune(
     overrides = [*set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     settings = configuration.load(config, overrides)
     manifest = load_searchable(data)
-    kinds = {field.name: field.kind for field in manifest.fields}
+    kinds = {f.name: f.kind for f in manifest.fields if settings.fields.get(f.name, {}) is not None}
     train = settings.train.for_task(manifest.task)
     run = RunSettings(settings.fields, settings.model, train, settings.pipeline, kinds)
     searched = settle(run, settings.search)  # mistakes are told before a cluster is started

@@ -62,7 +62,7 @@ class Measured(NamedTuple):
 def examine_dataset(
     dataset: str,
     *,
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Mapping[str, Any] | None],
     model: ModelSettings,
     train: TrainSettings,
     pipeline: PipelineSettings,

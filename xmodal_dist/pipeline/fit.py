@@ -32,7 +32,7 @@ _PIECE_ROWS = 64
 def fit_fields(
     dataset: str,
     manifest: Manifest,
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Mapping[str, Any] | None],
     max_rows: int,
     known: Sequence[FieldSpec] = (),
 ) -> tuple[FieldSpec, ...]:
@@ -41,21 +41,25 @@ def fit_fields(
     Args:
         dataset: path or URI of the dataset.
         manifest: its manifest.
-        settings: settings by field name; fields not named get the defaults of their kind.
+        settings: settings by field name; fields not named get the defaults of their kind, and what is None is
+            left out.
         max_rows: at most this many rows (rounded up to row groups, evenly spread over the train split) are read.
         known: fields of this dataset that were fitted on as many rows; what has been learned so is not learned again.
 
     Raises:
-        UsageError: settings for a field that the dataset does not have, or that do not fit together.
+        UsageError: settings for a field that the dataset does not have, or that do not fit together; no field is left.
     """
     names = [f.name for f in manifest.fields]
     for name in settings:
         if name not in names:
             raise UsageError(f"fields.{name}: the dataset has no such field; its fields: {', '.join(names)}")
+    used = [field for field in manifest.fields if settings.get(field.name, {}) is not None]
+    if not used:
+        raise UsageError(f"fields: every field is null ({', '.join(names)}): nothing is left to learn from")
     specs = []
     fitted_as = {_fit_key(spec): spec.fitted for spec in known}
-    for field in manifest.fields:
-        values = dict(settings.get(field.name, {}))
+    for field in used:
+        values = dict(settings.get(field.name) or {})
         spec = FieldSpec(field.name, field.columns, field_settings(field.name, field.kind, values), Fitted())
         if (key := _fit_key(spec)) in fitted_as:
             specs.append(replace(spec, fitted=fitted_as[key]))

@@ -57,7 +57,7 @@ class RateSweep(NamedTuple):
 def find_learning_rate(
     dataset: str,
     *,
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Mapping[str, Any] | None],
     model: ModelSettings,
     train: TrainSettings,
     pipeline: PipelineSettings,
@@ -150,7 +150,7 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
 
 def _job(
     dataset: str,
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Mapping[str, Any] | None],
     model: ModelSettings,
     train: TrainSettings,
     pipeline: PipelineSettings,

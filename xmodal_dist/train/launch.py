@@ -49,7 +49,7 @@ def launch(
     dataset: str,
     run: str,
     *,
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Mapping[str, Any] | None],
     model: ModelSettings,
     train: TrainSettings,
     pipeline: PipelineSettings,

@@ -25,14 +25,14 @@ class RunSettings(NamedTuple):
     """The sections of a configuration that a run needs.
 
     Attributes:
-        fields: settings by field name, those that are given.
+        fields: settings by field name, those that are given; None leaves the field out.
         model: of the model.
         train: of the training.
         pipeline: of the reading.
-        kinds: the kind of every field of the dataset, by name.
+        kinds: the kind of every field that is not left out, by name.
     """
 
-    fields: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, Mapping[str, Any] | None]
     model: ModelSettings
     train: TrainSettings
     pipeline: PipelineSettings
@@ -41,7 +41,7 @@ class RunSettings(NamedTuple):
     def identity(self) -> dict[str, Any]:
         """What decides the result of a run with these settings; JSON-able."""
         return {
-            "fields": {name: dict(values) for name, values in self.fields.items()},
+            "fields": copy.deepcopy(dict(self.fields)),
             "model": self.model.model_dump(mode="json"),
             "train": self.train.identity(),
             "window_rows": self.pipeline.window_rows,
@@ -57,7 +57,7 @@ class RunSettings(NamedTuple):
             UsageError: a name is unknown or cannot be searched, or a value is out of range.
         """
         content: dict[str, Any] = {
-            "fields": copy.deepcopy({name: dict(given) for name, given in self.fields.items()}),
+            "fields": copy.deepcopy(dict(self.fields)),
             "model": self.model.model_dump(),
             "train": self.train.model_dump(),
         }
@@ -68,8 +68,8 @@ class RunSettings(NamedTuple):
             for key in path:
                 inner = inner.setdefault(key, {})
             inner[last] = value
-        for field, given in content["fields"].items():
-            field_settings(field, self.kinds[field], given)
+        for field, kind in self.kinds.items():
+            field_settings(field, kind, content["fields"].get(field, {}))
         try:
             model = ModelSettings.model_validate(content["model"])
             train = TrainSettings.model_validate(content["train"])
@@ -85,7 +85,7 @@ class RunSettings(NamedTuple):
         section, *path = name.split(".")
         if section == "fields":
             field, *path = path
-            value: Any = field_settings(field, self.kinds[field], self.fields.get(field, {})).model_dump()
+            value: Any = field_settings(field, self.kinds[field], self.fields.get(field) or {}).model_dump()
         else:
             value = getattr(self, section).model_dump()
         for key in path:
@@ -100,7 +100,7 @@ class RunSettings(NamedTuple):
                 f"for example train.learning_rate"
             )
         if section == "fields" and path[0] not in self.kinds:
-            raise UsageError(f"{name!r}: the dataset has no such field; its fields: {', '.join(self.kinds)}")
+            raise UsageError(f"{name!r}: the run has no such field; its fields: {', '.join(self.kinds)}")
         known = set(TrainSettings.model_fields)
         if section == "train" and path[0] in known - self.train.identity().keys() | _OF_THE_SEARCH.keys():
             instead = f"; see {_OF_THE_SEARCH[path[0]]}" if path[0] in _OF_THE_SEARCH else ""
