@@ -25,7 +25,7 @@ __all__ = [
     "show_result",
 ]
 
-Config = Annotated[str | None, typer.Option("--config", help="YAML file of settings.")]
+Config = Annotated[str | None, typer.Option("--config", "-c", help="YAML file of settings.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
