@@ -185,7 +185,9 @@ def test_a_backbone_at_rest_trains_from_the_cache_on_two_workers_as_on_one(
     text = {"encoder": f"hf:{tiny_bert}", "frozen_epochs": None, "token_dropout": 0.0}
     with _cut(tmp_path / "two", keep_until=14):
         _train(tiny_dataset, tmp_path / "two", 2, text, cache=tmp_path / "one", keep_checkpoints=100)
-    two = _train(tiny_dataset, tmp_path / "two", 2, text, True, tmp_path / "two-resumed", keep_checkpoints=100)
+    two = _train(
+        tiny_dataset, tmp_path / "two", 2, text, True, tmp_path / "two-resumed", keep_checkpoints=100
+    )
     one = _train(tiny_dataset, tmp_path / "one", 1, text, cache=tmp_path / "other")
     plain = _train(tiny_dataset, tmp_path / "plain", 1, text)
     ours, theirs, uncached = (load_bundle(r.bundle).model.state_dict() for r in (one, two, plain))

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from xmodal_dist import storage
+from xmodal_dist.errors import RunAgainError
 from xmodal_dist.train.log import read_epochs, read_metrics
 from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
@@ -93,6 +94,9 @@ def run_trials(
         tell: called with every line.
         watcher: shows what goes on.
         deadline_s: time.time() after which no trial begins and each ends with its epoch.
+
+    Raises:
+        RunAgainError: it was interrupted; trials are left, and it was not the time.
     """
     base, settings, space, ledger = search
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -144,6 +148,11 @@ def run_trials(
     fs, inner = storage.filesystem(place)
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
+    left = len(ledger.unfinished())
+    if not account.is_late and (left or not account.is_out_of_trials):
+        raise RunAgainError(
+            f"the search was stopped with {left} trials under way; the same command with --resume goes on with it"
+        )
 
 
 def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
@@ -177,6 +186,7 @@ class _Account(tune.Callback):
         self._planned, self._tell, self._watcher, self._deadline_s = planned, tell, watcher, deadline_s
         self._begun: dict[int, tuple[Planned, float]] = {}
         self.numbers: dict[str, int] = {}
+        self.is_out_of_trials = False
         self._results: dict[int, dict[str, Any]] = {}
         self._errors: dict[int, str] = {}
         self.searcher, self.stopper = _Searcher(self), _Stopper(self)
@@ -196,6 +206,7 @@ class _Account(tune.Callback):
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
         planned = None if self.is_late else self._planned()
         if planned is None:
+            self.is_out_of_trials = True
             return None
         self._begun[planned.number] = (planned, time.time())
         self.numbers[trial_id] = planned.number
