@@ -299,3 +299,30 @@ def test_unknown_kinds_are_refused() -> None:
         load("smell")
     with pytest.raises(UsageError, match="cannot be imported"):
         load("nowhere.lidar")
+
+
+_AT_REST: dict[str, dict[str, float]] = {
+    "text": {"token_dropout": 0},
+    "image": {
+        "crop_scale_min": 1, "crop_ratio_max": 1, "rotation_deg": 0, "scale": 0, "shift": 0, "colour_jitter": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(_AT_REST))
+def test_what_is_said_not_to_augment_sees_the_same_in_training(kind: str, samples: dict[str, Any]) -> None:
+    modality, sample, values = load(kind), samples[kind], _AT_REST[kind]
+    for name in values:
+        assert modality.augments(
+            modality.settings.model_validate({k: values[k] for k in values if k != name})
+        )
+    settings = modality.settings.model_validate(values)
+    assert not modality.augments(settings)
+    records = [*sample.good, sample.missing, *(record for record, _ in sample.broken)]
+    fitted = modality.fit(settings, sample.table(sample.good))
+    case = Case(modality, settings, fitted, sample, records, {})
+    trained, evaluated = case.decode(records, _keys(len(records))), case.decode(records)
+    _assert_equal(trained, evaluated)
+    tensors = case.transform(trained, _keys(len(records)))
+    for name, tensor in case.transform(evaluated).items():
+        assert torch.equal(tensors[name], tensor)

@@ -177,10 +177,10 @@ def test_centre_crop_in_evaluation_and_keyed_crop_in_training(make_image: Callab
     pixels = MODALITY.decode(ImageSettings(), fitted, [column], _keys(8)).arrays["pixels"]
     assert len(np.unique(pixels.reshape(8, -1), axis=0)) == 8
     fixed = ImageSettings(crop_scale_min=1, crop_ratio_max=1)
-    square = pa.array([make_image("PNG", 40, 40)] * 4)
+    pictures = pa.array([make_image("PNG", 40, 40), payload] * 2)
     np.testing.assert_array_equal(
-        MODALITY.decode(fixed, fitted, [square], _keys(4)).arrays["pixels"],
-        MODALITY.decode(fixed, fitted, [square], None).arrays["pixels"],
+        MODALITY.decode(fixed, fitted, [pictures], _keys(4)).arrays["pixels"],
+        MODALITY.decode(fixed, fitted, [pictures], None).arrays["pixels"],
     )
 
 

@@ -92,7 +92,13 @@ def test_a_sweep_of_the_learning_rate_begins_where_a_run_does(tiny_dataset: str,
 
 
 def _train(
-    dataset: str, run: Path, num_workers: int, text: dict[str, Any], resume: bool = False, **train: Any
+    dataset: str,
+    run: Path,
+    num_workers: int,
+    text: dict[str, Any],
+    resume: bool = False,
+    cache: Path | None = None,
+    **train: Any,
 ) -> TrainResult:
     settings = {
         "epochs": EPOCHS,
@@ -107,7 +113,9 @@ def _train(
         fields={"caption": text},
         model=MODEL,
         train=TrainSettings.model_validate({**settings, "num_workers": num_workers, **train}),
-        pipeline=PipelineSettings(window_rows=8, placement="local"),
+        pipeline=PipelineSettings(
+            window_rows=8, placement="local", cache_dir=None if cache is None else str(cache)
+        ),
         resume=resume,
     )
 
@@ -166,6 +174,28 @@ def test_ddp_lets_a_backbone_go_too(tiny_dataset: str, tiny_bert: Path, tmp_path
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=2e-3, msg=name)
     lines = [line for line in read_metrics(fast.run) if line["event"] == "epoch"]
     assert [line["records"] for line in lines] == [120, 120]
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.usefixtures("ray_session")
+def test_a_backbone_at_rest_trains_from_the_cache_on_two_workers_as_on_one(
+    tiny_dataset: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    text = {"encoder": f"hf:{tiny_bert}", "frozen_epochs": None, "token_dropout": 0.0}
+    with _cut(tmp_path / "two", keep_until=14):
+        _train(tiny_dataset, tmp_path / "two", 2, text, cache=tmp_path / "one", keep_checkpoints=100)
+    two = _train(
+        tiny_dataset, tmp_path / "two", 2, text, True, tmp_path / "two-resumed", keep_checkpoints=100
+    )
+    one = _train(tiny_dataset, tmp_path / "one", 1, text, cache=tmp_path / "other")
+    plain = _train(tiny_dataset, tmp_path / "plain", 1, text)
+    ours, theirs, uncached = (load_bundle(r.bundle).model.state_dict() for r in (one, two, plain))
+    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+    for name, tensor in uncached.items():
+        torch.testing.assert_close(tensor, ours[name], rtol=0, atol=1e-4, msg=name)
+    reading = [json.loads((Path(r.run) / "goodput.json").read_text())["reading"] for r in (one, plain)]
+    assert reading[0]["rows_cached"] > 200 and not reading[1]["rows_cached"]
 
 
 @pytest.mark.slow

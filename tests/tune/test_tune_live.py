@@ -50,6 +50,16 @@ def test_lines_for_those_who_log_and_a_table_on_a_terminal() -> None:
         assert ("min left" in shown) == terminal
 
 
+def test_long_settings_leave_room_for_the_figures() -> None:
+    values = {f"fields.picture.setting_{n}": n for n in range(20)}
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    with LiveTable(SearchSettings(trials=8), TrainSettings(epochs=9, monitor="accuracy"), console) as table:
+        table([], {})
+        table([Running(Planned(3, values, 0), 2, {"accuracy": 0.75})], {0: _ended(0, 0.8)})
+    assert all(figure in text.getvalue() for figure in ("trial", "running", "2/9", "0.7500", "setting_0=0"))
+
+
 def test_the_best_is_that_of_most_seeds_then_of_the_highest_mean() -> None:
     records = [
         _ended(0, 0.80), _ended(1, 0.95), _ended(3, 0.90), FAILED,

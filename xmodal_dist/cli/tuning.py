@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from xmodal_dist.cli.options import AsJson, Config, Overrides, number, say, show, show_result
-from xmodal_dist.errors import UsageError
+from xmodal_dist.errors import RunAgainError, UsageError
 from xmodal_dist.settings import shown
 from xmodal_dist.tune.settings import LOWER_IS_BETTER
 
@@ -43,10 +43,13 @@ def tune(
         raise UsageError("xmodal tune needs --data DATASET (or: xmodal tune show DIR)")
     from xmodal_dist import api
 
-    api.tune(
-        data, output, config=config, set=overrides or (), trials=trials, budget_minutes=budget_minutes,
-        num_workers=num_workers, repeat_seeds=repeat_seeds, resume=resume,
-    )  # fmt: skip
+    try:
+        api.tune(
+            data, output, config=config, set=overrides or (), trials=trials, budget_minutes=budget_minutes,
+            num_workers=num_workers, repeat_seeds=repeat_seeds, resume=resume,
+        )  # fmt: skip
+    except KeyboardInterrupt as error:
+        raise RunAgainError("interrupted; the same command with --resume goes on") from error
     state = api.show_search(output)
     show_result(state, as_json, lambda: _show_end(state, output))
 

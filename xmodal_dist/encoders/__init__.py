@@ -8,6 +8,14 @@ Adam would turn into steps of full size.
 
 from __future__ import annotations
 
-from xmodal_dist.encoders.base import Architecture, EncoderSettings, Prepared, Pretrained, Request, build
+from xmodal_dist.encoders.base import (
+    SEEN,
+    Architecture,
+    EncoderSettings,
+    Prepared,
+    Pretrained,
+    Request,
+    build,
+)
 
-__all__ = ["Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+__all__ = ["SEEN", "Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,9 +11,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from xmodal_dist.batch import Tensors
 from xmodal_dist.settings import Settings
 
-__all__ = ["Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+__all__ = ["SEEN", "Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+
+SEEN = "seen"
+"""Name of the tensor in which the features of a pretrained backbone stand where it has run already."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,34 @@ class Pretrained(nn.Module, ABC):
     Args:
         backbone: the pretrained network.
         layers: its parameters that may learn, from input to output, for rates that fall with depth.
+        num_features: F, what it makes of a row.
     """
 
-    def __init__(self, backbone: nn.Module, layers: Sequence[Sequence[nn.Parameter]]) -> None:
+    def __init__(
+        self, backbone: nn.Module, layers: Sequence[Sequence[nn.Parameter]], num_features: int
+    ) -> None:
         super().__init__()
         self.backbone = backbone.eval()
         self.layers = layers
+        self.num_features = num_features
         self.frozen = False
+
+    @abstractmethod
+    def see(self, tensors: Tensors) -> torch.Tensor:
+        """The backbone's features [B, F] of a field's tensors: a function of them and its weights alone."""
+
+    @abstractmethod
+    def head(self, seen: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Features [B, width] from the backbone's [B, F]; ``keys`` [B] for dropout in training."""
+
+    def forward(self, tensors: Tensors) -> torch.Tensor:
+        """Features [B, width] of a field's tensors, or of what :meth:`see` made of them before, in ``seen`` [B, F]."""
+        seen = tensors.get(SEEN)
+        if seen is None:
+            # Without a graph, and so without its cost, while the backbone stands still.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                seen = self.see(tensors)
+        return self.head(seen, tensors.get("keys"))
 
     @abstractmethod
     def load_weights(self) -> None:
@@ -109,14 +133,12 @@ class Pretrained(nn.Module, ABC):
         self.frozen = frozen
 
     def train(self, mode: bool = True) -> Pretrained:
-        """As of any module, but for the backbone."""
-        super().train(mode)
-        self.backbone.eval()
+        """As of any module, but for the backbone, which another thread may be running."""
+        self.training = mode
+        for child in self.children():
+            if child is not self.backbone:
+                child.train(mode)
         return self
-
-    def graph(self) -> AbstractContextManager[None]:
-        """Where to run the backbone: without a graph, and so without its cost, while it is frozen."""
-        return torch.no_grad() if self.frozen else nullcontext()
 
 
 class EncoderSettings(Settings):
@@ -136,6 +158,10 @@ class EncoderSettings(Settings):
     """Learning rate of pretrained layers, or of the whole of an encoder that has none, as a multiple of the run's."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each layer of a pretrained network learns at this multiple of the rate of the one above it."""
+
+    def is_frozen_at(self, epoch: int) -> bool:
+        """Whether pretrained weights do not move in an epoch (from 0), nor in those before it."""
+        return self.pretrained and (self.frozen_epochs is None or epoch < self.frozen_epochs)
 
     @model_validator(mode="after")
     def _check_encoder(self) -> EncoderSettings:

@@ -81,16 +81,18 @@ class _SoundNetwork(Pretrained):
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, width: int, values: Mapping[str, Any]) -> None:
-        super().__init__(backbone, hub.layer_parameters(backbone))
+        super().__init__(backbone, hub.layer_parameters(backbone), num_features)
         self.source: tuple[str, str | None] = (values["source"], values["revision"])
         self.norm = nn.LayerNorm(num_features)
         self.project = nn.Linear(num_features, width)
 
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        """Features [B, width] of ``wave`` [B, N], what lies beyond ``length`` [B] left out."""
-        with self.graph():
-            found = self.listen(tensors["wave"], tensors["length"])
-        features: torch.Tensor = self.project(self.norm(found))
+    def see(self, tensors: Tensors) -> torch.Tensor:
+        """The backbone's features [B, F] of ``wave`` [B, N], what lies beyond ``length`` [B] left out."""
+        return self.listen(tensors["wave"], tensors["length"])
+
+    def head(self, seen: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Features [B, width], normed and projected."""
+        features: torch.Tensor = self.project(self.norm(seen))
         return features
 
     @abstractmethod

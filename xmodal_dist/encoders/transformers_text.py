@@ -79,24 +79,26 @@ class PretrainedText(Pretrained):
         embed = backbone.get_input_embeddings()
         probe = torch.zeros(1, 2, dtype=torch.int64)
         settle(backbone, lambda: backbone(inputs_embeds=embed(probe)).last_hidden_state)
-        super().__init__(backbone, layer_parameters(backbone))
+        super().__init__(backbone, layer_parameters(backbone), embed.embedding_dim)
         self.source, self.revision, self.zero, self.pooling = source, revision, zero, options.pooling
         self.dropout = RecordDropout(options.feature_dropout, _STREAM_FEATURES)
-        self.project = nn.Linear(embed.embedding_dim, width)
+        self.project = nn.Linear(self.num_features, width)
 
     def load_weights(self) -> None:
         """See :class:`Pretrained`."""
         load_transformer(self.backbone, self.source, self.revision)
 
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        """Features [B, D] of ``ids`` [B, T] int64, 0 = no token (anywhere, and attended to by none)."""
-        with self.graph():
-            pooled = self._pooled(tensors["ids"])
-        features: torch.Tensor = self.project(self.dropout(pooled, tensors.get("keys")))
+    def head(self, seen: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Features [B, D] of pooled states [B, H]."""
+        features: torch.Tensor = self.project(self.dropout(seen, keys))
         return features
 
-    def _pooled(self, ids: torch.Tensor) -> torch.Tensor:
-        """[B, T] -> [B, H]; zeros for a row without a token. One wait for the device, for lengths."""
+    def see(self, tensors: Tensors) -> torch.Tensor:
+        """Pooled states [B, H] of ``ids`` [B, T] int64, 0 = no token (anywhere, and attended to by none).
+
+        Zeros for a row without a token. One wait for the device, for lengths.
+        """
+        ids = tensors["ids"]
         ends = (ids != 0) * torch.arange(1, ids.shape[1] + 1, device=ids.device)
         lengths, order = ends.amax(dim=1).clamp(min=1).sort(descending=True, stable=True)
         padded = [min(_padded_length(n), ids.shape[1]) for n in lengths.tolist()]
@@ -109,7 +111,7 @@ class PretrainedText(Pretrained):
             here = slice(row, row + rows)
             parts.append(self._group(embedded[here, :length], ids[here, :length] != 0))
             row += rows
-        by_length = torch.cat(parts) if parts else embedded.new_zeros(0, self.project.in_features)
+        by_length = torch.cat(parts) if parts else embedded.new_zeros(0, self.num_features)
         return torch.empty_like(by_length).index_copy(0, order, by_length)
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -92,16 +92,18 @@ class _ImageNetwork(Pretrained):
             raise UsageError(
                 f"size_px is {side_px}, too small for {source.name}: set size_px to {wanted} ({cause})"
             ) from error
-        super().__init__(backbone, source.layers(backbone))
+        super().__init__(backbone, source.layers(backbone), num_features)
         self.source = source
         self.norm = nn.LayerNorm(num_features)
         self.project = nn.Linear(num_features, width)
 
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        """Features [B, width] of normalised ``pixels`` [B, 3, side, side]."""
-        with self.graph():
-            found = self.source.features(self.backbone, tensors["pixels"])
-        features: torch.Tensor = self.project(self.norm(found))
+    def see(self, tensors: Tensors) -> torch.Tensor:
+        """The backbone's features [B, F] of normalised ``pixels`` [B, 3, side, side]."""
+        return self.source.features(self.backbone, tensors["pixels"])
+
+    def head(self, seen: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Features [B, width], normed and projected."""
+        features: torch.Tensor = self.project(self.norm(seen))
         return features
 
     def load_weights(self) -> None:

@@ -46,11 +46,24 @@ class AugmentSettings(Settings):
     flip_probability: float = Field(0.0, ge=0, le=1)
     """Chance of mirroring left and right; 0 by default, since it changes digits, arrows and text."""
 
+    @property
+    def crops(self) -> bool:
+        """Whether a crop is a random one."""
+        return self.crop_scale_min < 1 or self.crop_ratio_max > 1
+
+    @property
+    def augments(self) -> bool:
+        """Whether anything is done at random."""
+        return self.crops or any(getattr(self, name) for name in ON_DEVICE)
+
 
 def crop_box(height: int, width: int, numbers: Sequence[float] | None, settings: AugmentSettings) -> Box:
-    """The centre square; with 4 uniform ``numbers`` a random box (as in Szegedy et al. 2015) inside the picture."""
+    """The centre square; with 4 uniform ``numbers`` a random box (as in Szegedy et al. 2015) inside the picture.
+
+    Where the settings leave a crop no choice of size and ratio, it is the centre square with numbers too.
+    """
     side = min(height, width)
-    if numbers is None:
+    if numbers is None or not settings.crops:
         return (height - side) // 2, (width - side) // 2, side, side
     area = side**2 * (settings.crop_scale_min + (1 - settings.crop_scale_min) * numbers[0])
     ratio = settings.crop_ratio_max ** (2 * numbers[1] - 1)

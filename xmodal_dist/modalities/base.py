@@ -121,6 +121,14 @@ class Modality(ABC, Generic[S]):
         del settings, fitted
         return list(columns)
 
+    def augments(self, settings: S) -> bool:
+        """Whether training may see a value otherwise than evaluation does; by default it is said to.
+
+        Where not, :meth:`decode` and :meth:`transform` make the same of it with keys as without.
+        """
+        del settings
+        return True
+
     def measures(self, settings: S, fitted: Fitted, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
         """What n decoded records look like, in a few figures each that cost little beside decoding; by default none.
 

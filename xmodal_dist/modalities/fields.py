@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from xmodal_dist.batch import Batch
+from xmodal_dist.encoders import SEEN
 from xmodal_dist.errors import UsageError
-from xmodal_dist.modalities import FieldSettings, Fitted, Modality, load
+from xmodal_dist.modalities import Decoded, FieldSettings, Fitted, Modality, load
 from xmodal_dist.randomness import field_salt
 
 __all__ = ["FieldSpec", "field_settings", "transform"]
@@ -35,6 +39,9 @@ class FieldSpec:
     settings: FieldSettings
     fitted: Fitted
 
+    cached_apart: ClassVar[bool] = False
+    """Whether its unpacked values are worth a cache entry without other fields'."""
+
     @property
     def modality(self) -> Modality[Any]:
         """The modality of this field."""
@@ -51,6 +58,15 @@ class FieldSpec:
         """All that the modality's ``unpack`` depends on besides the data and the code, JSON-able."""
         settings = {k: v for k, v in self.fit_identity.items() if k not in _OF_ENCODER}
         return [self.columns, settings, self.fitted.values, self.fitted.files]
+
+    def unpack(self, columns: Sequence[pa.Array]) -> list[pa.Array]:
+        """See the modality's ``unpack``."""
+        return self.modality.unpack(self.settings, self.fitted, columns)
+
+    def decode(self, columns: Sequence[pa.Array], keys: NDArray[np.uint64] | None) -> Decoded:
+        """See the modality's ``decode``; keys are the field's own."""
+        decoded: Decoded = self.modality.decode(self.settings, self.fitted, columns, keys)
+        return decoded
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the fitted files, JSON-able."""
@@ -90,9 +106,16 @@ def field_settings(name: str, kind: str, values: Mapping[str, Any]) -> FieldSett
 
 
 def transform(specs: Sequence[FieldSpec], batch: Batch, augment: bool) -> Batch:
-    """Normalise every field of a batch on its device and, if asked, augment it by the records' keys."""
+    """Normalise every field of a batch on its device and, if asked, augment it by the records' keys.
+
+    What a backbone has seen already stays as it is.
+    """
     inputs = {}
     for spec in specs:
+        tensors = batch.inputs[spec.name]
         keys = batch.keys ^ field_salt(spec.name) if augment else None
-        inputs[spec.name] = spec.modality.transform(spec.settings, spec.fitted, batch.inputs[spec.name], keys)
+        if SEEN in tensors:
+            inputs[spec.name] = tensors if keys is None else {**tensors, "keys": keys}
+        else:
+            inputs[spec.name] = spec.modality.transform(spec.settings, spec.fitted, tensors, keys)
     return batch.with_inputs(inputs)

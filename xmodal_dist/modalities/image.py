@@ -163,6 +163,10 @@ class ImageModality(Modality[ImageSettings]):
 
         return [replace_each(columns[0], replace)]
 
+    def augments(self, settings: ImageSettings) -> bool:
+        """Whether anything is cropped, moved or coloured at random."""
+        return settings.augments
+
     def measures(
         self, settings: ImageSettings, fitted: Fitted, arrays: Arrays
     ) -> dict[str, NDArray[np.float32]]:

@@ -131,6 +131,10 @@ class TextModality(Modality[TextSettings]):
         present = np.fromiter(map(bool, rows), np.bool_, len(rows))
         return Decoded({"ids": np.frombuffer(padded, np.int32).reshape(-1, num_tokens)}, present, errors)
 
+    def augments(self, settings: TextSettings) -> bool:
+        """Whether tokens are dropped."""
+        return settings.token_dropout > 0
+
     def measures(
         self, settings: TextSettings, fitted: Fitted, arrays: Arrays
     ) -> dict[str, NDArray[np.float32]]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from xmodal_dist.batch import Arrays
 from xmodal_dist.errors import DecodeError
-from xmodal_dist.modalities import Decoded
 from xmodal_dist.modalities.fields import FieldSpec
 from xmodal_dist.pipeline.rows import one_chunk
 from xmodal_dist.randomness import field_salt
@@ -64,7 +63,7 @@ def decode_table(
     for index, spec in enumerate(specs):
         columns = [one_chunk(table.column(name)) for name in spec.columns]
         own_keys = None if keys is None else keys ^ np.int64(field_salt(spec.name)).view(np.uint64)
-        decoded: Decoded = spec.modality.decode(spec.settings, spec.fitted, columns, own_keys)
+        decoded = spec.decode(columns, own_keys)
         fields[spec.name] = decoded.arrays
         present[:, index] = decoded.present
         errors.extend(RowError(row, spec.name, error) for row, error in sorted(decoded.errors.items()))
@@ -84,7 +83,6 @@ def unpack_table(table: pa.Table, specs: Sequence[FieldSpec]) -> pa.Table:
     """The table with values decoded as far as no randomness is involved; :func:`decode_table` takes it instead."""
     for spec in specs:
         columns = [one_chunk(table.column(name)) for name in spec.columns]
-        unpacked = spec.modality.unpack(spec.settings, spec.fitted, columns)
-        for name, column in zip(spec.columns, unpacked, strict=True):
+        for name, column in zip(spec.columns, spec.unpack(columns), strict=True):
             table = table.set_column(table.column_names.index(name), name, column)
     return table

@@ -24,7 +24,7 @@ from xmodal_dist.batch import Records
 from xmodal_dist.dataset.quarantine import Rejected
 from xmodal_dist.dataset.schema import ID, LABEL, WEIGHT
 from xmodal_dist.modalities.fields import FieldSpec
-from xmodal_dist.pipeline.cache import UnitCache
+from xmodal_dist.pipeline.cache import Found, UnitCache
 from xmodal_dist.pipeline.chunks import Chunk, Schedule
 from xmodal_dist.pipeline.decode import decode_table, decoded_row_bytes, unpack_table
 from xmodal_dist.pipeline.gather import GatheredRows
@@ -80,6 +80,19 @@ class _Group(NamedTuple):
     table: pa.Table
     cached: bool
     cpu_s: float
+
+
+class _Part(NamedTuple):
+    """Some columns and the fields that read them; ``digest`` says what unpacking depends on but for data and code."""
+
+    columns: list[str]
+    specs: tuple[FieldSpec, ...]
+    digest: str
+
+    @staticmethod
+    def of(columns: list[str], specs: tuple[FieldSpec, ...]) -> _Part:
+        identity = json.dumps([spec.unpack_identity for spec in specs], sort_keys=True)
+        return _Part(columns, specs, hashlib.sha256(identity.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -197,18 +210,25 @@ class ChunkReader:
         return [read[0]._replace(cpu_s=time.thread_time() - began_s), *read[1:]]
 
     def _through_cache(self, cache: UnitCache, path: str, sha256: str, group: int) -> _Group:
-        def decode() -> pa.Table:
-            (table,) = read_row_groups(path, [group], self._columns, sha256)
-            return unpack_table(table, self.specs)
+        def entry(part: _Part) -> Found:
+            def decode() -> pa.Table:
+                (table,) = read_row_groups(path, [group], part.columns, sha256)
+                return unpack_table(table, part.specs)
 
-        found = cache.get_or_add([sha256, group, self._columns, self._decode_digest], decode)
-        return _Group(found.table, found.hit, 0.0)
+            return cache.get_or_add([sha256, group, part.columns, part.digest], decode)
+
+        found = [entry(part) for part in self._parts]
+        columns = {name: table.column(name) for table, _ in found for name in table.column_names}
+        return _Group(pa.table(columns), all(hit for _, hit in found), 0.0)
 
     @cached_property
-    def _decode_digest(self) -> str:
-        """Hex SHA-256 of all that unpacking depends on besides the data and the code; no augmentation, no encoder."""
-        parts = [spec.unpack_identity for spec in self.specs]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _parts(self) -> list[_Part]:
+        """What the cache holds of a row group in entries of their own: most fields, and each that stands apart."""
+        apart = [spec for spec in self.specs if spec.cached_apart]
+        taken = {name for spec in apart for name in spec.columns}
+        others = [name for name in self._columns if name not in taken]
+        together = tuple(spec for spec in self.specs if not spec.cached_apart)
+        return [_Part.of(others, together), *(_Part.of(list(s.columns), (s,)) for s in apart)]
 
     @cached_property
     def _classes(self) -> pa.Array:

@@ -65,8 +65,7 @@ def freeze(model: CrossModalClassifier, specs: Sequence[FieldSpec], epoch: int) 
     """Let pretrained encoders stand still or learn as their settings say of an epoch; whether anything changed."""
     changed = False
     for settings, encoder in _encoders(model, specs):
-        until = settings.frozen_epochs
-        frozen = settings.pretrained and (until is None or epoch < until)
+        frozen = settings.is_frozen_at(epoch)
         for part in _pretrained(encoder):
             if part.frozen != frozen:
                 part.freeze(frozen)

@@ -131,9 +131,9 @@ class TrainJob:
             model.start_from(torch.logit(counts / (rows + 1)))
         return model
 
-    def reader(self) -> ChunkReader:
-        """The reader of this run's chunks."""
-        return ChunkReader(self.dataset, self.specs, self.schedule, self.pipeline.cache())
+    def reader(self, specs: tuple[FieldSpec, ...] | None = None) -> ChunkReader:
+        """The reader of this run's chunks; ``specs`` are its fields as they are to be read, by default as they are."""
+        return ChunkReader(self.dataset, specs or self.specs, self.schedule, self.pipeline.cache())
 
     def identity(self) -> dict[str, Any]:
         """Everything that changes the result; a resumed run must have the same."""

@@ -39,6 +39,7 @@ from xmodal_dist.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from xmodal_dist.train.frozen import with_frozen
 from xmodal_dist.train.goodput import epoch_figures, summarise
 from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import MetricsLog, read_metrics
@@ -82,7 +83,8 @@ class Worker:
         self.schedule = job.schedule
         self.steps = self.schedule.steps("train")
         # Readers begin while the rest is made.
-        steps = stream_steps(job.reader(), self._chunks(), job.pipeline, self._readers())
+        self.specs = with_frozen(job, self.model)
+        steps = stream_steps(job.reader(self.specs), self._chunks(), job.pipeline, self._readers())
         self.batches = self._batches(steps)
         finetune.freeze(self.model, job.specs, self.progress.epoch)
         self.ddp = self._parallel()
@@ -223,8 +225,8 @@ class Worker:
 
     def _readers(self) -> Readers:
         """What may read for this worker."""
-        workers, elsewhere = self.place.workers_on_node, runtime.nodes_alive() > 1
-        return Readers.share(self.job.pipeline, workers, self.job.reader_cpus, elsewhere)
+        elsewhere = self.specs == self.job.specs and runtime.nodes_alive() > 1  # they have no encoders
+        return Readers.share(self.job.pipeline, self.place.workers_on_node, self.job.reader_cpus, elsewhere)
 
     def _chunks(self) -> Iterator[Chunk]:
         share = {"rank": self.rank, "num_workers": self.num_workers}
@@ -355,7 +357,7 @@ class Worker:
         # In threads: it is not worth starting tasks for so few records.
         reading = job.pipeline.model_copy(update={"placement": "local"})
         self.watch.begin("val")
-        self.batches = self._batches(stream_steps(job.reader(), chunks, reading, self._readers()))
+        self.batches = self._batches(stream_steps(job.reader(self.specs), chunks, reading, self._readers()))
         batches = (self._next_batch() for _ in range(sum(chunk.steps for chunk in chunks)))
         by_lane = job.train.adds_lane_by_lane(self.device.type)
         rows_at_once = self.schedule.rows_per_lane if by_lane else None

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from xmodal_dist import storage
+from xmodal_dist.errors import RunAgainError
 from xmodal_dist.train.log import read_epochs, read_metrics
 from xmodal_dist.tune.ledger import Ledger, Planned, TrialRecord
 from xmodal_dist.tune.schedulers import make_scheduler
@@ -93,57 +94,67 @@ def run_trials(
         tell: called with every line.
         watcher: shows what goes on.
         deadline_s: time.time() after which no trial begins and each ends with its epoch.
+
+    Raises:
+        RunAgainError: it was interrupted; trials are left, and it was not the time.
     """
+    base, ledger = search.base, search.ledger
+    account, place = _Account(search, planned, tell, watcher, deadline_s), storage.join(base.output, _STORAGE)
+    # Standard output is for results, and Ray warns of its own use of its deprecated parts.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        _tuner(search, account, place).fit()
+    account.close()
+    fs, inner = storage.filesystem(place)
+    if fs.exists(inner):
+        fs.rm(inner, recursive=True)
+    left = len(ledger.unfinished())
+    if not account.is_late and (left or not account.is_out_of_trials):
+        raise RunAgainError(
+            f"the search was stopped with {left} trials under way; the same command with --resume goes on with it"
+        )
+
+
+def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
     base, settings, space, ledger = search
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     pauses = settings.scheduler in ("hyperband", "pbt")
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "auto"  # as many as there are at once
-    account = _Account(search, planned, tell, watcher, deadline_s)
-    trainable = tune.with_resources(
-        tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)
-    )
-    numbers, place = account.numbers, storage.join(base.output, _STORAGE)
 
     def called(trial: Any) -> str:
-        return name_of(numbers[trial.trial_id])
+        return name_of(account.numbers[trial.trial_id])
 
-    # Standard output is for results, and Ray warns of its own use of its deprecated parts.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=account.searcher,
-                scheduler=make_scheduler(settings, space, _max_epochs(base, space), _past(base, ledger)),
-                num_samples=-1,
-                # Those that compare trials with each other need to know all of them. Others ask when a trial ends,
-                # knowing more each time, but at first for as many as there are at once: actors that begin one after
-                # the other cost a start each, as Tune gives the trial of one to the next that is free, and ends it.
-                max_concurrent_trials=None if pauses else base.needs.concurrent,
-                reuse_actors=True,
-                trial_name_creator=called,
-                trial_dirname_creator=called,
+    return tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(Trial, base=base), tune.PlacementGroupFactory(base.needs.bundles)
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=account.searcher,
+            scheduler=make_scheduler(settings, space, _max_epochs(base, space), _past(base, ledger)),
+            num_samples=-1,
+            # Those that compare trials with each other need to know all of them. Others ask when a trial ends, knowing
+            # more each time, but at first for as many as there are at once: actors that begin one after the other cost
+            # a start each, as Tune gives the trial of one to the next that is free, and ends it.
+            max_concurrent_trials=None if pauses else base.needs.concurrent,
+            reuse_actors=True,
+            trial_name_creator=called,
+            trial_dirname_creator=called,
+        ),
+        run_config=tune.RunConfig(
+            name=f"search-{uuid.uuid4().hex[:12]}",
+            storage_path=place,
+            stop=account.stopper,
+            callbacks=[account],
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=_KEPT_CHECKPOINTS,
+                checkpoint_at_end=False,  # a trial's own are in its run directory
             ),
-            run_config=tune.RunConfig(
-                name=f"search-{uuid.uuid4().hex[:12]}",
-                storage_path=place,
-                stop=account.stopper,
-                callbacks=[account],
-                checkpoint_config=tune.CheckpointConfig(
-                    num_to_keep=_KEPT_CHECKPOINTS,
-                    checkpoint_at_end=False,  # a trial's own are in its run directory
-                ),
-                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-    account.close()
-    fs, inner = storage.filesystem(place)
-    if fs.exists(inner):
-        fs.rm(inner, recursive=True)
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            verbose=0,
+        ),
+    )
 
 
 def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
@@ -177,6 +188,7 @@ class _Account(tune.Callback):
         self._planned, self._tell, self._watcher, self._deadline_s = planned, tell, watcher, deadline_s
         self._begun: dict[int, tuple[Planned, float]] = {}
         self.numbers: dict[str, int] = {}
+        self.is_out_of_trials = False
         self._results: dict[int, dict[str, Any]] = {}
         self._errors: dict[int, str] = {}
         self.searcher, self.stopper = _Searcher(self), _Stopper(self)
@@ -196,6 +208,7 @@ class _Account(tune.Callback):
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
         planned = None if self.is_late else self._planned()
         if planned is None:
+            self.is_out_of_trials = True
             return None
         self._begun[planned.number] = (planned, time.time())
         self.numbers[trial_id] = planned.number

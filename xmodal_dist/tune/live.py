@@ -80,9 +80,11 @@ class LiveTable:
         return f"{head}  {short_values(record.values)}"
 
     def _view(self, running: Sequence[Running], records: Mapping[int, TrialRecord]) -> Group:
-        name, table = self._metrics[0], Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("trial", "state", "epochs", name, "settings"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        name = self._metrics[0]
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+        for column in ("trial", "state", "epochs", name):
+            table.add_column(column, no_wrap=True)
+        table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         for trial in running[:_MOST_ROWS]:
             value = f"{trial.best[name]:.4f}" if trial.best else "-"
             table.add_row(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
-from xmodal_dist.errors import DataError, RunAgainError
+from xmodal_dist.errors import DataError
 from xmodal_dist.pipeline.fit import fit_fields
 from xmodal_dist.tune.algorithms import resolve_algorithm
 from xmodal_dist.tune.choice import Choice, best_seed, choose, summarise
@@ -100,11 +100,9 @@ def search(
     deadline_s = None if budget is None else began_s + 60 * budget
     if plan.has_next:
         run_trials(here, plan.next, plan.tell, watch, deadline_s)
-        _require_whole(ledger, deadline_s)
     if queue := plan.repeats():
         last = here._replace(settings=here.settings.model_copy(update={"scheduler": "none"}))
         run_trials(last, lambda: queue.pop(0) if queue else None, lambda _: None, watch, None)
-        _require_whole(ledger, None)
     choices = choose(ledger.records.values(), base.metrics)
     best = best_seed(choices[0], base.metrics)
     bundle = make_bundle(base, here.settings.final, best)
@@ -150,12 +148,3 @@ def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettin
         "metrics": metrics,
     }
     return Search(base, settings, space, Ledger(output, identity, resume))
-
-
-def _require_whole(ledger: Ledger, deadline_s: float | None) -> None:
-    """Nothing may be left, but for want of time."""
-    left = ledger.unfinished()
-    if left and not (deadline_s and time.time() > deadline_s):
-        raise RunAgainError(
-            f"the search stopped with {len(left)} trials under way; the same command with --resume goes on with them"
-        )
