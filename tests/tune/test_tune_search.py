@@ -162,6 +162,7 @@ def test_a_search_needs_validation_records(tiny_source: Path, tmp_path: Path) ->
 
 @pytest.mark.soak
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt"])
 def test_schedulers_end_with_trials_of_any_size(
@@ -225,6 +226,7 @@ def test_a_driver_that_is_killed_twice_loses_no_trial_and_repeats_none(
 
 @pytest.mark.soak
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_interrupted_search_says_how_to_go_on_and_does(tiny_dataset: str, tmp_path: Path) -> None:
     output = tmp_path / "search"
     space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}}
