@@ -184,18 +184,16 @@ def test_a_backbone_at_rest_trains_from_the_cache_on_two_workers_as_on_one(
 ) -> None:
     text = {"encoder": f"hf:{tiny_bert}", "frozen_epochs": None, "token_dropout": 0.0}
     with _cut(tmp_path / "two", keep_until=14):
-        _train(tiny_dataset, tmp_path / "two", 2, text, cache=tmp_path / "one", keep_checkpoints=100)
-    two = _train(
-        tiny_dataset, tmp_path / "two", 2, text, True, tmp_path / "two-resumed", keep_checkpoints=100
-    )
-    one = _train(tiny_dataset, tmp_path / "one", 1, text, cache=tmp_path / "other")
+        _train(tiny_dataset, tmp_path / "two", 2, text, cache=tmp_path / "cache", keep_checkpoints=100)
+    two = _train(tiny_dataset, tmp_path / "two", 2, text, True, tmp_path / "another", keep_checkpoints=100)
+    one = _train(tiny_dataset, tmp_path / "one", 1, text, cache=tmp_path / "third")
     plain = _train(tiny_dataset, tmp_path / "plain", 1, text)
     ours, theirs, uncached = (load_bundle(r.bundle).model.state_dict() for r in (one, two, plain))
     assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
     for name, tensor in uncached.items():
         torch.testing.assert_close(tensor, ours[name], rtol=0, atol=1e-4, msg=name)
     reading = [json.loads((Path(r.run) / "goodput.json").read_text())["reading"] for r in (one, plain)]
-    assert reading[0]["rows_cached"] > 200 and not reading[1]["rows_cached"]
+    assert reading[0]["rows_cached"] > 200 and "rows_cached" not in reading[1]
 
 
 @pytest.mark.slow

@@ -162,6 +162,7 @@ def test_a_search_needs_validation_records(tiny_source: Path, tmp_path: Path) ->
 
 @pytest.mark.soak
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pbt"])
 def test_schedulers_end_with_trials_of_any_size(
@@ -221,6 +222,32 @@ def test_a_driver_that_is_killed_twice_loses_no_trial_and_repeats_none(
     table = [json.loads(line)["trial"] for line in (output / "trials.jsonl").read_text().splitlines()]
     assert sorted(table) == list(range(planned))
     assert all(record.state != "failed" for record in kept.values())
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_interrupted_search_says_how_to_go_on_and_does(tiny_dataset: str, tmp_path: Path) -> None:
+    output = tmp_path / "search"
+    space = {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}}
+    command = [
+        sys.executable, "-m", "xmodal_dist.cli", "tune", "--data", tiny_dataset, "--output", str(output), "--resume",
+        "--config", _config(tmp_path, space), "--trials", "2",
+    ]  # fmt: skip
+    for setting in SET:
+        if "search." not in setting:
+            command += ["--set", setting]
+    # Before a trial, while one trains, and while the bundle is tested.
+    for begun in ("search.json", "trials/*/checkpoints/*-end/MANIFEST.json", "result.json"):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while driver.poll() is None and not list(output.glob(begun)):
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGINT)
+        _, said = driver.communicate(timeout=200)
+        assert (driver.returncode, "--resume goes on" in said) == (75, True), said
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=200)
+    assert {record.state for record in read_ledger(str(output)).values()} <= {"finished", "stopped"}
+    assert json.loads((output / "test.json").read_text())["rows"] > 0
 
 
 def _placement_groups() -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import ray
@@ -101,7 +103,7 @@ def run_trials(
     base, ledger = search.base, search.ledger
     account, place = _Account(search, planned, tell, watcher, deadline_s), storage.join(base.output, _STORAGE)
     # Standard output is for results, and Ray warns of its own use of its deprecated parts.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _interrupts_as_before():
         warnings.simplefilter("ignore")
         _tuner(search, account, place).fit()
     account.close()
@@ -155,6 +157,17 @@ def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
             verbose=0,
         ),
     )
+
+
+@contextlib.contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Take an interrupt from Tune when the block ends: its handler would swallow the first one that comes after."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
