@@ -19,6 +19,7 @@ subnet=${XMODAL_LOCAL_SUBNET:-10.77.0}
 cpus=${XMODAL_CPUS_PER_NODE:-2}
 bridge=xmodal0
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/auth_token" RAY_USAGE_STATS_ENABLED=0
+export RAY_DASHBOARD_STARTUP_TIMEOUT_S=180 # on a machine that is busy Ray's 60 do not do
 
 isolated() { [ "$(id -u)" -eq 0 ] && [ -z "${XMODAL_LOCAL_SHARED:-}" ]; }
 address() { if isolated; then echo "$subnet.$((10 + $1))"; else echo 127.0.0.1; fi; }

@@ -60,7 +60,11 @@ class Nodes:
         (self._state / "tree").mkdir(exist_ok=True)
         with tempfile.TemporaryFile("w+") as printed:
             job = subprocess.Popen(
-                command, env={**self._environment, **token}, stdout=printed, stderr=subprocess.STDOUT, text=True
+                command,
+                env={**self._environment, **token},
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
 
             def end() -> Ended:

@@ -1,4 +1,4 @@
-"""Jobs submitted to four hosts that lose some of them, or their head: no record is lost or there twice, no weight differs."""
+"""Jobs submitted to four hosts, of which some die, the head too: no record is lost or there twice, no weight differs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_workers_go_from_4_to_2_to_3_in_an_epoch_as_hosts_die_and_join(
         lost_s = wait_until(lambda: len(_steps(run)) >= 60)
         hosts.script("kill", 2)
         hosts.script("kill", 3)
-        print(f"two hosts lost: {wait_until(lambda: len(_workers(run)) > 1) - lost_s:.0f} s until training went on")
+        print(
+            f"two hosts lost: {wait_until(lambda: len(_workers(run)) > 1) - lost_s:.0f} s until training went on"
+        )
         joined_s = wait_until(lambda: bool(hosts.script("start", 2) or True))
         print(f"one joined: {wait_until(lambda: len(_workers(run)) > 2) - joined_s:.0f} s until it trained")
         ended = end()
@@ -114,7 +116,9 @@ def test_a_run_whose_head_dies_says_to_give_the_command_again_and_goes_on_exactl
     hosts.renew(range(4))
     again_s = wait_until(lambda: True)
     with hosts.submit(*command) as end:
-        print(f"went on {wait_until(lambda: len(_workers(run)) > 1) - again_s:.0f} s after it was submitted again")
+        print(
+            f"went on {wait_until(lambda: len(_workers(run)) > 1) - again_s:.0f} s after it was submitted again"
+        )
         ended = end()
     assert ended.code == 0, ended.text
     _assert_as_undisturbed(run, undisturbed)
