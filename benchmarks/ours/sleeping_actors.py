@@ -1,7 +1,7 @@
 """The scoring job with actors that sleep: what is left is the plan, the hand-out, the commits and the account.
 
-Request keys: ``actors``, ``units_per_actor``, ``rows_per_unit``, ``sleep_s``, and ``nodes``: Ray nodes of a CPU each, or
-0 for one that holds all actors. Result: ``share``, units that were committed while all actors were at work, over those
+Request keys: ``actors``, ``units_per_actor``, ``rows_per_unit``, ``sleep_s``, and ``nodes``: Ray nodes of one CPU, or 0
+for one that holds all actors. Result: ``share``, units that were committed while all actors were at work, over those
 that this many sleepers could have; ``lost``, ``duplicated`` and ``failed_checks`` of the verified output.
 """
 

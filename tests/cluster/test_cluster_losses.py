@@ -1,4 +1,4 @@
-"""Jobs submitted to four hosts, of which some die, the head too: no record is lost or there twice, no weight differs."""
+"""Jobs submitted to hosts of which some die, the head too: no record is lost or there twice, no weight differs."""
 
 from __future__ import annotations
 
