@@ -18,7 +18,7 @@ from tests.cluster.kustomize import CLUSTER
 __all__ = ["Ended", "Nodes", "nodes", "wait_until"]
 
 _REPOSITORY = CLUSTER.parent
-_TIMEOUT_S = 400.0
+_TIMEOUT_S = 900.0
 
 
 class Ended(NamedTuple):

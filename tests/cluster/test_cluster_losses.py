@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.cluster.nodes import Nodes, nodes, wait_until
 from xmodal_dist.bundle import load_bundle
@@ -58,7 +58,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(hosts: Nodes, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one worker."""
+    """A run of one worker, whose host stays."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     ended = hosts.run("train", "--data", dataset, "--output", str(run), *_TRAIN, "--num-workers", "1")
     assert ended.code == 0, ended.text
@@ -75,11 +75,12 @@ def _workers(run: Path) -> list[list[str]]:
     return [[worker["host"] for worker in line["workers"]] for line in lines if line["event"] == "start"]
 
 
-def _assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
+def _difference(run: Path, undisturbed: Path) -> float:
+    """The largest of a weight, after every step was taken once."""
     assert _steps(run) == list(range(1, _STEPS + 1))
     ours, theirs = (load_bundle(str(r / "bundle")).model.state_dict() for r in (run, undisturbed))
     assert ours.keys() == theirs.keys()
-    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+    return max(float((tensor - theirs[name]).abs().max()) for name, tensor in ours.items())
 
 
 def test_workers_go_from_4_to_2_to_3_in_an_epoch_as_hosts_die_and_join(
@@ -90,16 +91,16 @@ def test_workers_go_from_4_to_2_to_3_in_an_epoch_as_hosts_die_and_join(
         lost_s = wait_until(lambda: len(_steps(run)) >= 60)
         hosts.script("kill", 2)
         hosts.script("kill", 3)
-        print(
-            f"two hosts lost: {wait_until(lambda: len(_workers(run)) > 1) - lost_s:.0f} s until training went on"
-        )
-        joined_s = wait_until(lambda: bool(hosts.script("start", 2) or True))
+        went_on_s = wait_until(lambda: len(_workers(run)) > 1)
+        print(f"two hosts lost: {went_on_s - lost_s:.0f} s until training went on")
+        hosts.script("start", 2)
+        joined_s = time.time()
         print(f"one joined: {wait_until(lambda: len(_workers(run)) > 2) - joined_s:.0f} s until it trained")
         ended = end()
     hosts.script("start", 3)
     assert ended.code == 0, ended.text
     assert [len(workers) for workers in _workers(run)] == [4, 2, 3]
-    _assert_as_undisturbed(run, undisturbed)
+    assert _difference(run, undisturbed) == 0
 
 
 def test_a_run_whose_head_dies_says_to_give_the_command_again_and_goes_on_exactly(
@@ -111,17 +112,17 @@ def test_a_run_whose_head_dies_says_to_give_the_command_again_and_goes_on_exactl
         lost_s = wait_until(lambda: len(_steps(run)) >= 60)
         hosts.script("kill", 0)
         ended = end()
-    print(f"head lost: told after {wait_until(lambda: True) - lost_s:.0f} s:", ended.text.splitlines()[-1])
+    print(f"head lost: told after {time.time() - lost_s:.0f} s:", ended.text.splitlines()[-1])
     assert ended.code == 75 and "same command" in ended.text, ended.text
     hosts.renew(range(4))
-    again_s = wait_until(lambda: True)
+    again_s = time.time()
     with hosts.submit(*command) as end:
         print(
             f"went on {wait_until(lambda: len(_workers(run)) > 1) - again_s:.0f} s after it was submitted again"
         )
         ended = end()
     assert ended.code == 0, ended.text
-    _assert_as_undisturbed(run, undisturbed)
+    assert _difference(run, undisturbed) == 0
 
 
 def _score(dataset: str, run: Path, output: Path) -> tuple[str, ...]:
@@ -172,8 +173,11 @@ def test_scoring_whose_head_dies_is_continued_by_the_same_command(
 
 def test_a_search_runs_on_several_hosts(hosts: Nodes, dataset: str, tmp_path: Path) -> None:
     search = tmp_path / "search"
-    ended = hosts.run("tune", "--data", dataset, "--output", str(search), "--trials", "3")
-    assert ended.code == 0, ended.text
+    few = ("--trials", "3", "--set", "train.epochs=4")
+    ended = hosts.run("tune", "--data", dataset, "--output", str(search), *few)
+    assert ended.code == 0 and (search / "bundle").is_dir(), ended.text
+    trials = sorted(search.glob("trials/*"))
+    assert len(trials) == 3 and len({_workers(trial)[0][0] for trial in trials}) > 1
 
 
 def test_the_checks_see_every_host(hosts: Nodes, tmp_path: Path) -> None:

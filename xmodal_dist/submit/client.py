@@ -248,8 +248,8 @@ def _translated(address: str, lost: type[XmodalError] = RunAgainError) -> Iterat
         advice = (
             "is --address that of a dashboard, and its port forwarded?"
             if lost is UsageError
-            else "a job that runs goes on, and one whose head was lost continues: give the same command again, once a "
-            "head is up"
+            else "give the same command again once it does: it follows the job where that still runs, and continues it "
+            "where the head was lost"
         )
         raise lost(f"{address} does not answer: {advice}") from error
     except RuntimeError as error:
