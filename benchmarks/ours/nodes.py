@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["several_nodes"]
 
@@ -19,8 +20,8 @@ def several_nodes(count: int) -> Iterator[None]:
         return
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": _STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": _STORE_BYTES}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=node)
     try:
         for _ in range(count - 1):
             cluster.add_node(**node)

@@ -59,7 +59,7 @@ def accumulate_by_lane(
     device = parameters[0].device
     wide = torch.float32 if device.type == "mps" else torch.float64
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=wide, device=device)
-    split = total.split([p.numel() for p in parameters])
+    split = torch.split(total, [p.numel() for p in parameters])
     parts = [part.view_as(p) for part, p in zip(split, parameters, strict=True)]
     with _no_sync(model):
         for lane in lanes:
