@@ -1,7 +1,7 @@
 """N, weak scaling over Ray nodes: 1, 2, 4 and 8 raylets, each with a worker that sleeps instead of computing.
 
 Every node gets the same work whatever their number, so perfect scaling leaves the share of the time that is slept
-as it is on one node. Scoring sleeps a second a unit (see ``s_scaling.py``), training half a second a step, after which
+as it is on one node. Scoring sleeps a second a unit (see ``s_scaling.py``), training a second a step, after which
 the ranks wait for each other (``b3_simulated_gpu.py``). Sleeps are that long so that many nodes on few cores measure
 what the nodes cost each other, waiting and hand-outs, and not how nine Ray runtimes share the cores.
 """
@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 _NODES = (1, 2, 4, 8)
 _UNITS_PER_NODE, _ROWS_PER_UNIT, _UNIT_S = 30, 100, 1.0
-_ROWS_PER_STEP, _STEP_S = 8, 0.5
+_ROWS_PER_STEP, _STEP_S = 16, 1.0
 _GOAL = 0.93
 
 

@@ -183,3 +183,21 @@ def test_a_search_runs_on_several_hosts(hosts: Nodes, dataset: str, tmp_path: Pa
 def test_the_checks_see_every_host(hosts: Nodes, tmp_path: Path) -> None:
     ended = hosts.run("doctor", "--path", str(tmp_path))
     assert ended.code == 0 and "4 node(s) add up 4 MiB" in ended.text, ended.text
+
+
+def test_hosts_that_vanish_without_closing_a_connection_are_missed(
+    hosts: Nodes, dataset: str, tmp_path: Path
+) -> None:
+    """The last test: it leaves a cluster in two parts."""
+    run = tmp_path / "run"
+    with hosts.submit("train", "--data", dataset, "--output", str(run), *_TRAIN) as end:
+        cut_s = wait_until(lambda: len(_steps(run)) >= 60)
+        hosts.script("cut", 3)
+        went_on_s = wait_until(lambda: len(_workers(run)) > 1)
+        print(f"a host's network cut: {went_on_s - cut_s:.0f} s until training went on")
+        assert "xmodal-3" not in _workers(run)[1]
+        cut_s = time.time()
+        hosts.script("cut", 0)
+        ended = end()
+    print(f"the head's network cut: told after {time.time() - cut_s:.0f} s:", ended.text.splitlines()[-1])
+    assert ended.code == 75 and "same command" in ended.text, ended.text
