@@ -21,6 +21,7 @@ BENCHMARKS = {
     "b6": "benchmarks.b6_memory",
     "b7": "benchmarks.b7_kills",
     "b8": "benchmarks.b8_search",
+    "n": "benchmarks.n_nodes",
     "r": "benchmarks.r_resume",
     "s": "benchmarks.s_scaling",
 }

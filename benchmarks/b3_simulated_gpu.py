@@ -17,7 +17,7 @@ from benchmarks.harness import Figure, Options, Run, Side, run_rounds
 from benchmarks.jobs import epochs_of, job_figure, require_whole, training_side
 from benchmarks.training_data import demo_dataset
 
-__all__ = ["run"]
+__all__ = ["run", "utilisation"]
 
 _SLEEP_S = 0.05
 _EPOCHS = 3
@@ -49,11 +49,11 @@ def run(options: Options) -> list[Figure]:
             rounds = replace(options, pairs=min(_ROUNDS, options.pairs))
             runs = run_rounds(sides, rounds, check)
             ours, synthetic = (runs[side.name] for side in sides)
-            ceiling = {"synthetic": round(statistics.median(map(_utilisation, synthetic)), 4)}
+            ceiling = {"synthetic": round(statistics.median(map(utilisation, synthetic)), 4)}
             name, total = f"b3/{num_workers} workers", rows * _EPOCHS
             figures += [
                 job_figure(
-                    f"{name}: utilisation", ours, _utilisation, goal, rows=total, unit="share", notes=ceiling
+                    f"{name}: utilisation", ours, utilisation, goal, rows=total, unit="share", notes=ceiling
                 ),
                 job_figure(
                     f"{name}: first batch",
@@ -71,13 +71,13 @@ def run(options: Options) -> list[Figure]:
     return figures
 
 
-def _utilisation(run: Run) -> float:
+def utilisation(run: Run, epochs: int = _EPOCHS, sleep_s: float = _SLEEP_S) -> float:
     """Of the worst rank: seconds of simulated compute over seconds from an epoch's first step to its last."""
     shares = []
     for rank in run.result["ranks"]:
-        epochs = epochs_of(rank, _EPOCHS)
-        wall_s = sum(epoch[-1][1] - epoch[0][0] for epoch in epochs)
-        shares.append(sum(map(len, epochs)) * _SLEEP_S / wall_s)
+        timelines = epochs_of(rank, epochs)
+        wall_s = sum(epoch[-1][1] - epoch[0][0] for epoch in timelines)
+        shares.append(sum(map(len, timelines)) * sleep_s / wall_s)
     return min(shares)
 
 

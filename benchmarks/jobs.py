@@ -25,8 +25,9 @@ def training_side(
     source: str,
     train: dict[str, Any],
     kill_after_steps: int | None = None,
+    nodes: int = 0,
 ) -> Side:
-    """The real job; ``step``, ``source`` and ``kill_after_steps`` as in ``ours/training.py``."""
+    """The real job; ``step``, ``source``, ``kill_after_steps`` and ``nodes`` as in ``ours/training.py``."""
     request = {
         "dataset": dataset,
         "folder": folder,
@@ -35,6 +36,7 @@ def training_side(
         "kill_after_steps": kill_after_steps,
         "step": step,
         "input": source,
+        "nodes": nodes,
     }
     return Side(name, "benchmarks.ours.training", request, sample_every_s=_SAMPLE_EVERY_S)
 

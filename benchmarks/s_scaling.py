@@ -30,6 +30,7 @@ def run(options: Options) -> list[Figure]:
                 "units_per_actor": _UNITS_PER_ACTOR,
                 "rows_per_unit": _ROWS_PER_UNIT,
                 "sleep_s": _SLEEP_S,
+                "nodes": 0,
             },
             sample_every_s=10.0,
         )

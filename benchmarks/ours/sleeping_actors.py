@@ -1,8 +1,8 @@
 """The scoring job with actors that sleep: what is left is the plan, the hand-out, the commits and the account.
 
-Request keys: ``actors``, ``units_per_actor``, ``rows_per_unit``, ``sleep_s``. Result: ``share``, units that were
-committed while all actors were at work, over those that this many sleepers could have; ``lost``, ``duplicated`` and
-``failed_checks`` of the verified output.
+Request keys: ``actors``, ``units_per_actor``, ``rows_per_unit``, ``sleep_s``, and ``nodes``: Ray nodes of one CPU, or 0
+for one that holds all actors. Result: ``share``, units that were committed while all actors were at work, over those
+that this many sleepers could have; ``lost``, ``duplicated`` and ``failed_checks`` of the verified output.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ours.nodes import several_nodes
 from benchmarks.ours.sleeping_worker import SCHEMA, SleepingJob, SleepingWorker
 from benchmarks.protocol import finish, measured, request
 from xmodal_dist import runtime
@@ -38,7 +39,8 @@ def main(asked: dict[str, Any]) -> None:
         settings={}, code="benchmark",
     )  # fmt: skip
     work: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as output, runtime.connect(num_cpus=asked["actors"]):
+    ray_here = runtime.connect(num_cpus=asked["actors"])
+    with tempfile.TemporaryDirectory() as output, several_nodes(asked["nodes"]), ray_here:
         ledger.open_run(output, identity, plan)
         tally = Tally(plan, identity.digest)
         job = SleepingJob(output, identity.digest, asked["sleep_s"])

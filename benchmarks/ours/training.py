@@ -3,7 +3,8 @@
 Request keys: ``dataset``; ``folder``, where runs are written; ``num_workers``; ``settings``, the configuration's
 sections ``train`` and ``pipeline``; ``step``, ``real`` or the seconds that a simulated accelerator takes for a step
 (all ranks wait for each other after it, as they do for gradients); ``input``, ``real`` or ``replay``, which hands the
-first batch out again and again; ``kill_after_steps``, if the last rank is to die by SIGKILL, once, after so many.
+first batch out again and again; ``kill_after_steps``, if the last rank is to die by SIGKILL, once, after so many;
+``nodes``, Ray nodes of a CPU each, or 0 for this machine as it is.
 
 Result: ``goodput``; ``bundle``, the folder of the finished model; and of each rank's last attempt ``up_s``, ``steps``
 (begin and end of every optimizer step, seconds of the wall clock), ``compute_cpu_s`` (of its thread in them) and
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ours.nodes import several_nodes
 from benchmarks.protocol import finish, measured, request
 
 __all__ = ["main", "train_and_tell"]
@@ -42,7 +44,7 @@ def main() -> None:
 
     launching.train_worker = train_and_tell
     config = Config.model_validate(asked["settings"])
-    with runtime.connect(), measured("job"):
+    with several_nodes(asked["nodes"]), runtime.connect(), measured("job"):
         launching.launch(
             asked["dataset"],
             asked["run"],

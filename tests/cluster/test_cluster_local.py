@@ -17,11 +17,11 @@ def _run(cluster_files: Path, state: Path, *arguments: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("arguments", [(), ("start",)])
+@pytest.mark.parametrize("arguments", [(), ("begin",)])
 def test_it_says_how_to_use_it(cluster_files: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     run = _run(cluster_files, tmp_path, *arguments)
     assert run.returncode == 2 and run.stdout == ""
-    for command in ("up [NODES]", "status", "cut NODE", "kill NODE", "down"):
+    for command in ("up [NODES]", "status", "cut NODE", "kill NODE", "start NODE", "run NODE", "down"):
         assert command in run.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -324,6 +325,11 @@ def test_a_killed_driver_leaves_a_run_that_the_same_call_finishes(
     result = score(bundle, [many], str(tmp_path), settings, num_workers=2)
     assert result.rows_scored_now == unfinished.lost
     assert verify_scoring(str(tmp_path)) == (0, 0, [])
+    events = [
+        json.loads(line) for path in tmp_path.glob("_events/*") for line in path.read_text().splitlines()
+    ]
+    (resumed,) = [event for event in events if event["event"] == "resumed"]
+    assert resumed["units_done"] == len(committed) and resumed["rows_done"] == 30 * len(committed)
 
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     again = score(bundle, [many], str(tmp_path), settings, num_workers=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -9,13 +10,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
 
 from xmodal_dist.cli import main
+from xmodal_dist.errors import RunAgainError, UsageError
+from xmodal_dist.submit import client as client_module
 from xmodal_dist.submit.client import Cluster, Job, exit_code
 from xmodal_dist.submit.package import write_package
 from xmodal_dist.submit.request import plan_request
@@ -44,31 +47,74 @@ def test_a_job_ends_with_the_code_of_its_command(job: Job, code: int) -> None:
     assert job.is_over and exit_code(job) == code
 
 
-class _BreakingClient:
-    """A Jobs API whose first connection breaks in the middle of a log."""
+class _Client:
+    """A Jobs API that tells these statuses, one after the other, and whose log is what each ``tail`` makes of it."""
 
-    def __init__(self) -> None:
-        self.statuses = ["RUNNING", "SUCCEEDED"]
+    def __init__(self, statuses: Sequence[str], *tails: Callable[[], AsyncIterator[str]]) -> None:
+        self.statuses, self.tails = list(statuses), list(tails)
 
-    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
-        yield "one\ntwo"
-        if len(self.statuses) == 2:
-            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
-        yield "\nthree\n"
+    def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        return self.tails.pop(0)()
 
     def get_job_info(self, submission_id: str) -> SimpleNamespace:
-        status, ray_names = (
-            SimpleNamespace(value=self.statuses.pop(0)),
-            ("error_type", "start_time", "end_time"),
-        )
+        if not self.statuses:
+            raise RuntimeError(f"Request failed with status code 404: Job {submission_id} does not exist")
+        status = SimpleNamespace(value=self.statuses.pop(0))
+        ray_names = ("error_type", "start_time", "end_time")
         return SimpleNamespace(**{**_ended("")._asdict(), **dict.fromkeys(ray_names), "status": status})
 
 
-def test_a_log_goes_on_where_its_connection_broke() -> None:
-    cluster, printed = Cluster.__new__(Cluster), []
-    cluster.address, cluster._client = "http://127.0.0.1:1", _BreakingClient()  # type: ignore[assignment]
-    assert cluster.follow("x-1", printed.append).status == "SUCCEEDED"
-    assert "".join(printed) == "one\ntwo\nthree\n"
+async def _broken() -> AsyncIterator[str]:
+    yield "one\ntwo"
+    raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+
+async def _silent() -> AsyncIterator[str]:
+    yield "one\ntwo"
+    await asyncio.sleep(60)
+
+
+async def _whole() -> AsyncIterator[str]:
+    yield "one\ntwo"
+    yield "\nthree\n"
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[_Client], tuple[Job, str]]]:
+    """Follow the job of such a client at an address that takes connections."""
+    monkeypatch.setattr(client_module, "_SILENCE_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cluster = Cluster.__new__(Cluster)
+        cluster.address = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def follow(client: _Client) -> tuple[Job, str]:
+            cluster._client = client  # type: ignore[assignment]
+            printed: list[str] = []
+            return cluster.follow("x-1", printed.append), "".join(printed)
+
+        yield follow
+
+
+@pytest.mark.parametrize("interrupted", [_broken, _silent])
+def test_a_log_goes_on_where_its_connection_broke_or_fell_silent(
+    followed: Callable[[_Client], tuple[Job, str]], interrupted: Callable[[], AsyncIterator[str]]
+) -> None:
+    job, printed = followed(_Client(["RUNNING", "RUNNING", "SUCCEEDED"], interrupted, _whole))
+    assert job.status == "SUCCEEDED" and printed == "one\ntwo\nthree\n"
+
+
+def test_a_head_that_was_started_anew_or_is_gone_without_a_word_asks_for_the_same_command_again(
+    followed: Callable[[_Client], tuple[Job, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        followed(_Client([]))
+    with pytest.raises(RunAgainError, match="started anew. Give the same command again"):
+        followed(_Client(["RUNNING"], _broken))
+    (port,) = _free_ports(1)
+    cluster = Cluster.__new__(Cluster)
+    cluster.address, cluster._client = f"http://127.0.0.1:{port}", _Client(["RUNNING"], _silent)  # type: ignore[assignment]
+    with pytest.raises(RunAgainError, match="does not answer"):
+        cluster.follow("x-1", str)
 
 
 def _xmodal(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Both ways to the global gradient, on two processes with DDP over gloo and on one."""
+"""Both ways to the global gradient, on three processes with DDP over gloo and on one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xmodal_dist.train.gradients import accumulate, accumulate_by_lane, pieces
 from xmodal_dist.train.stopwatch import Stopwatch
 
-LANES, ROWS_PER_LANE = 8, 3
+LANES, ROWS_PER_LANE, WORKERS = 8, 3, 3
 
 
 def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torch.Tensor:
@@ -26,7 +26,8 @@ def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torc
     model = DistributedDataParallel(bare, gradient_as_bucket_view=True) if wrapped else bare
 
     def backward(rows: slice) -> None:
-        (model(x[rows].clone()).square().sum() * num_workers / (LANES * ROWS_PER_LANE)).backward()
+        averaged = 1 if by_lane else num_workers
+        (model(x[rows].clone()).square().sum() * averaged / (LANES * ROWS_PER_LANE)).backward()
 
     for _ in range(2):  # twice, since DDP's first step differs from the others
         bare.zero_grad(set_to_none=True)
@@ -40,33 +41,35 @@ def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torc
 
 def _rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    found = {by_lane: _gradient(by_lane, rank, 2, wrapped=True) for by_lane in (True, False)}
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
+    found = {by_lane: _gradient(by_lane, rank, WORKERS, wrapped=True) for by_lane in (True, False)}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def on_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[bool, torch.Tensor]]:
+def on_three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[bool, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    mp.spawn(_rank, (port, str(folder)), nprocs=WORKERS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
-def test_lane_by_lane_two_workers_have_the_gradient_of_one_to_the_bit(
-    on_two: list[dict[bool, torch.Tensor]],
+def test_lane_by_lane_three_workers_have_the_gradient_of_one_to_the_bit(
+    on_three: list[dict[bool, torch.Tensor]],
 ) -> None:
     alone = _gradient(True, 0, 1, wrapped=False)
-    assert torch.equal(on_two[0][True], alone) and torch.equal(on_two[1][True], alone)
+    assert all(torch.equal(found[True], alone) for found in on_three)
 
 
-def test_by_ddp_two_workers_have_the_gradient_of_one_closely(on_two: list[dict[bool, torch.Tensor]]) -> None:
+def test_by_ddp_three_workers_have_the_gradient_of_one_closely(
+    on_three: list[dict[bool, torch.Tensor]],
+) -> None:
     alone = _gradient(False, 0, 1, wrapped=False)
-    assert torch.equal(on_two[0][False], on_two[1][False])
-    assert torch.allclose(on_two[0][False], alone, atol=1e-6)
+    assert torch.equal(on_three[0][False], on_three[1][False])
+    assert torch.allclose(on_three[0][False], alone, atol=1e-6)
     assert torch.allclose(_gradient(True, 0, 1, wrapped=False), alone, atol=1e-6)
 
 

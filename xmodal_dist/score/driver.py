@@ -69,7 +69,7 @@ class Driver:
         if len(waiting):
             self._pool = find_pool(self._job.settings, self._job.output, num_workers, len(waiting))
         with EventLog(self._job.output, self._name, self._job.spec) as log:
-            self._log_start(log, from_start)
+            self._log_start(log, from_start, waiting)
             try:
                 if len(waiting):
                     self._hand_out(waiting, log)
@@ -156,15 +156,15 @@ class Driver:
         self._cpu_s += receipt.cpu_s
         self._account(receipt.part)
 
-    def _log_start(self, log: EventLog, from_start: bool) -> None:
+    def _log_start(self, log: EventLog, from_start: bool, waiting: NDArray[np.int64]) -> None:
         units, rows = len(self._plan), int(self._tally.expected.sum())
         if from_start:
             log.emit("run_started", units=units, rows=rows, workers=self._pool.workers)
         else:
-            done = units - len(self._tally.missing())
+            # Also what a driver that died had no time to account for.
             log.emit(
-                "resumed", units=units, rows=rows, units_done=done, rows_done=self._tally.rows_in,
-                workers=self._pool.workers,
+                "resumed", units=units, rows=rows, units_done=units - len(waiting),
+                rows_done=rows - int(self._tally.expected[waiting].sum()), workers=self._pool.workers,
             )  # fmt: skip
 
     def _others(self) -> NDArray[np.int64]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from xmodal_dist.errors import AuthenticationError, RunAgainError, UsageError, XmodalError
 from xmodal_dist.submit.request import JobRequest
@@ -23,6 +25,10 @@ _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 _METADATA_KEY = "xmodal"
 _SIGNAL_BASE = 128
 _START_TIMEOUT_S = 60
+_SILENCE_S = 60.0
+"""Of a log, after which it is asked whether the cluster is still there: a host that vanishes closes no connection."""
+_KNOCK_S = 15.0
+_NOT_FOUND = 404
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
@@ -145,30 +151,56 @@ class Cluster:
         """Hand on what a job prints until it is over.
 
         Raises:
-            RunAgainError: the cluster does not answer any more. The job may go on.
+            RunAgainError: the cluster does not answer any more, where the job may go on; or its head was started anew.
+            UsageError: there is none of this id.
         """
+        self.job(submission_id)
         seen = 0
         while True:
             with _translated(self.address):
                 seen = asyncio.run(self._tail(submission_id, write, seen))
-            job = self.job(submission_id)
+                self._knock()
+            try:
+                job = self.job(submission_id)
+            except UsageError as error:
+                raise RunAgainError(
+                    f"{self.address} does not know {submission_id} any more: its head was started anew. Give the same "
+                    f"command again"
+                ) from error
             if job.is_over:
                 return job
             time.sleep(1)
 
     async def _tail(self, submission_id: str, write: Callable[[str], None], seen: int) -> int:
-        """Hand on the log beyond its first ``seen`` characters; returns how many there are now."""
-        position = 0
+        """Hand on the log beyond its first ``seen`` characters until it ends or is silent; how many there are now."""
+        from aiohttp import WSServerHandshakeError
+
+        position, texts = 0, self._client.tail_job_logs(submission_id)
         try:
-            async for text in self._client.tail_job_logs(submission_id):
+            while True:
+                text = await asyncio.wait_for(anext(texts), _SILENCE_S)
                 fresh = text[max(0, seen - position) :]
                 position += len(text)
                 if fresh:
                     write(fresh)
+        except (StopAsyncIteration, asyncio.TimeoutError):
+            pass
+        except WSServerHandshakeError as error:  # of a head that was started anew
+            if error.status != _NOT_FOUND:
+                raise
         except RuntimeError as error:  # a connection that broke is made anew while the cluster answers
             if "WebSocket" not in str(error):
                 raise
         return max(seen, position)
+
+    def _knock(self) -> None:
+        """Raise ConnectionError where nothing takes connections any more; Ray's client would wait for ever."""
+        parts = urlsplit(self.address)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((str(parts.hostname), port), timeout=_KNOCK_S).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _job(details: Any) -> Job:
@@ -216,7 +248,8 @@ def _translated(address: str, lost: type[XmodalError] = RunAgainError) -> Iterat
         advice = (
             "is --address that of a dashboard, and its port forwarded?"
             if lost is UsageError
-            else "a job that runs goes on; the same command follows it again"
+            else "give the same command again once it does: it follows the job where that still runs, and continues it "
+            "where the head was lost"
         )
         raise lost(f"{address} does not answer: {advice}") from error
     except RuntimeError as error:

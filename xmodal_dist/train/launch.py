@@ -35,6 +35,8 @@ _RUN_NAME = "run.json"
 _CONFIG_NAME = "config.yaml"
 _ENVIRONMENT_NAME = "environment.json"
 _PROFILE_ROWS = 1000
+_WAITS_FOR_ROOM = 23
+"""Of :data:`runtime._QUIET`'s 20 seconds each: a run whose workers find no room ends after 8 minutes."""
 
 
 class TrainResult(NamedTuple):
@@ -138,7 +140,7 @@ def fit(job: TrainJob, num_workers: int, gate: Callable[[int], bool] | None = No
             storage_path=storage.join(job.run, "ray"),
             failure_config=FailureConfig(
                 max_failures=job.train.max_failures,
-                controller_failure_limit=3,  # type: ignore[call-arg]
+                controller_failure_limit=_WAITS_FOR_ROOM,  # type: ignore[call-arg]
             ),
         ),
     )

@@ -41,9 +41,9 @@ class TrainSettings(Settings):
         lanes: fixed reading lanes; at least the number of workers, also of those that resume the run.
         micro_batch_rows: rows that a worker takes through the network at once; gradients of a step are accumulated over
             as many micro-batches as it needs. None takes its whole share.
-        gradient_order: ``lanes`` adds gradients lane by lane in a fixed order, so that 1 and 2 workers end with equal
-            weights, to the bit; ``fast`` leaves the order to DDP; ``auto`` is ``lanes`` on CPUs (where it costs about a
-            sixth of the step) and ``fast`` on accelerators.
+        gradient_order: ``lanes`` adds gradients lane by lane, in sums that know no order, so that any number of workers
+            ends with equal weights, to the bit; ``fast`` leaves the order to DDP; ``auto`` is ``lanes`` on CPUs, where
+            it costs about a sixth of the step, and ``fast`` on accelerators.
         learning_rate: peak of AdamW's learning rate, reached after the warm-up and then annealed by a cosine to 0.
         warmup_fraction: share of all steps in which the learning rate rises linearly from 0.
         weight_decay: AdamW's, on matrices only.

@@ -70,7 +70,7 @@ def optimizer_step(
     """Forward, backward and update.
 
     The loss of a step is the weighted mean over the *global* batch: each rank divides its sum by the global weight, and
-    multiplies by the number of ranks because gradients are averaged. Micro-batches add up to the same gradient.
+    multiplies by the number of ranks where DDP averages gradients. Micro-batches add up to the same gradient.
     """
     train, device = job.train, batch.labels.device
     batch = _weighted(batch, job)
@@ -80,7 +80,8 @@ def optimizer_step(
     if num_workers > 1:
         with watch.stage("synchronise"):
             dist.all_reduce(global_weight)
-    scale = num_workers / global_weight.clamp(min=1e-12).float()
+    by_lane = train.adds_lane_by_lane(device.type)
+    scale = (1 if by_lane else num_workers) / global_weight.clamp(min=1e-12).float()
     loss_sum = torch.zeros((), device=device)
     balance = Balance(job.model, len(job.specs), device, job.task)
     outcome_weights = _on_device(job.outcome_weights, device)
@@ -95,7 +96,7 @@ def optimizer_step(
             (loss.total * scale).backward()  # type: ignore[no-untyped-call]
         loss_sum.add_(loss.fused.detach())
 
-    if train.adds_lane_by_lane(device.type):
+    if by_lane:
         size = train.batch_size // train.lanes
         lanes = [pieces(slice(at, at + size), train.micro_batch_rows) for at in range(0, len(batch), size)]
         accumulate_by_lane(model, lanes, backward, num_workers, watch)
