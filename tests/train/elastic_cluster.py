@@ -5,9 +5,13 @@ Usage: python elastic_cluster.py DATASET RUN SETTINGS_JSON
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray.cluster_utils import Cluster
@@ -36,6 +40,17 @@ def _wait_for(run: str, starts: int, step: int) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def _halted(run: str) -> Iterator[None]:
+    """The only worker stands still meanwhile, or it might be done before a node has started."""
+    pid = [line for line in read_metrics(run) if line["event"] == "start"][-1]["workers"][0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def main(dataset: str, run: str, settings: str) -> None:
     """Train on two nodes; take one away in the middle of an epoch, and bring another."""
     cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "_system_config": _QUICK_TO_NOTICE})
@@ -59,7 +74,8 @@ def main(dataset: str, run: str, settings: str) -> None:
         _wait_for(run, starts=1, step=25)
         cluster.remove_node(second, allow_graceful=False)
         _wait_for(run, starts=2, step=0)
-        cluster.add_node(**_NODE)
+        with _halted(run):
+            cluster.add_node(**_NODE)
         job.join()
     finally:
         ray.shutdown()
