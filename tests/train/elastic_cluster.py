@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
@@ -40,15 +40,20 @@ def _wait_for(run: str, starts: int, step: int) -> None:
         time.sleep(0.05)
 
 
-@contextmanager
-def _halted(run: str) -> Iterator[None]:
-    """The only worker stands still meanwhile, or it might be done before a node has started."""
-    pid = [line for line in read_metrics(run) if line["event"] == "start"][-1]["workers"][0]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
+def _starts(run: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if line["event"] == "start"]
+
+
+def _slow_down(run: str) -> None:
+    """Let the only worker run a tenth of the time until it is replaced: it might be done before a node is noticed."""
+    attempts = _starts(run)
+    pid = attempts[-1]["workers"][0]["pid"]
+    with suppress(ProcessLookupError):
+        while len(_starts(run)) == len(attempts):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.45)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.05)
 
 
 def main(dataset: str, run: str, settings: str) -> None:
@@ -74,9 +79,11 @@ def main(dataset: str, run: str, settings: str) -> None:
         _wait_for(run, starts=1, step=25)
         cluster.remove_node(second, allow_graceful=False)
         _wait_for(run, starts=2, step=0)
-        with _halted(run):
-            cluster.add_node(**_NODE)
+        slow_down = threading.Thread(target=_slow_down, args=(run,))
+        slow_down.start()
+        cluster.add_node(**_NODE)
         job.join()
+        slow_down.join()
     finally:
         ray.shutdown()
         cluster.shutdown()

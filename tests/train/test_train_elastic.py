@@ -124,7 +124,7 @@ def test_an_elastic_run_that_could_not_start_is_told_why(
 def test_nodes_leave_and_join_and_the_weights_are_those_of_one_undisturbed_worker(
     ray_session: None, tiny_dataset: str, tmp_path: Path
 ) -> None:
-    run, epochs = tmp_path / "elastic", 20
+    run, epochs = tmp_path / "elastic", 10
     elastic = {"num_workers": 2, "min_workers": 1, "resize_interval_s": 2, "checkpoint_every_steps": 1}
     program = Path(__file__).with_name("elastic_cluster.py")
     settings = json.dumps({**SETTINGS, **elastic, "epochs": epochs})
