@@ -19,6 +19,7 @@ hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WORDS = {"red": "warm sunset apple", "green": "leaf forest grass", "blue": "ocean sky winter"}
 os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
 
 
@@ -45,10 +46,9 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL of 150 records of 3 classes: a 16 px image, a sentence, two numbers; some of each missing."""
     root = tmp_path_factory.mktemp("tiny_source")
     rng = np.random.default_rng(7)
-    words = {"red": "warm sunset apple", "green": "leaf forest grass", "blue": "ocean sky winter"}
     records = []
     for index in range(150):
-        label = sorted(words)[index % 3]
+        label = sorted(WORDS)[index % 3]
         channel = ("red", "green", "blue").index(label)
         pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
         pixels[..., channel] += 120
@@ -60,7 +60,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "id": f"r{index:03d}",
             "label": label,
             "picture": name if rng.random() > 0.15 else None,
-            "caption": " ".join(rng.permutation(words[label].split())) if rng.random() > 0.15 else None,
+            "caption": " ".join(rng.permutation(WORDS[label].split())) if rng.random() > 0.15 else None,
             "height": float(channel * 2 + rng.normal()) if rng.random() > 0.1 else None,
             "kind_of_day": str(rng.choice(["wet", "dry"])),
         }

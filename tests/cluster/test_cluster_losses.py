@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.cluster.nodes import Nodes, nodes, wait_until
+from tests.conftest import WORDS
 from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.schema import parse_field
 from xmodal_dist.ingest.pack import PackSettings, pack
@@ -42,11 +43,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Records of words and numbers, 6,000 of them to train on."""
     root = tmp_path_factory.mktemp("losses")
     rng = np.random.default_rng(7)
-    words = {"red": "warm sunset apple", "green": "leaf forest grass", "blue": "ocean sky winter"}
     records = []
     for index in range(_RECORDS):
-        label = sorted(words)[index % 3]
-        caption = " ".join(rng.permutation(words[label].split())) if rng.random() > 0.15 else None
+        label = sorted(WORDS)[index % 3]
+        caption = " ".join(rng.permutation(WORDS[label].split())) if rng.random() > 0.15 else None
         height = float(index % 3 * 2 + rng.normal())
         records.append({"id": f"r{index}", "label": label, "caption": caption, "height": height})
     table = root / "records.jsonl"

@@ -33,9 +33,8 @@ _QUICK_TO_NOTICE = {
 def _wait_for(run: str, starts: int, step: int) -> None:
     """Until the run's attempt number ``starts`` has come to a step."""
     while True:
-        lines = read_metrics(run)
-        begun = [line["step"] for line in lines if line["event"] == "start"]
-        if len(begun) >= starts and lines[-1]["step"] >= max(step, begun[-1] + 1):
+        begun = _starts(run)
+        if len(begun) >= starts and read_metrics(run)[-1]["step"] >= max(step, begun[-1]["step"] + 1):
             return
         time.sleep(0.05)
 

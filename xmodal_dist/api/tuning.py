@@ -14,6 +14,7 @@ from xmodal_dist.api.files import write_json
 from xmodal_dist.api.reports import EVALUATIONS
 from xmodal_dist.bundle import load_bundle
 from xmodal_dist.errors import UsageError
+from xmodal_dist.pipeline.fit import used_fields
 from xmodal_dist.report import search as search_page
 from xmodal_dist.report.search import SearchedTrial
 from xmodal_dist.train.log import read_epochs
@@ -69,7 +70,7 @@ def tune(
     overrides = [*set, *(f"{name}={value}" for name, value in given.items() if value is not None)]
     settings = configuration.load(config, overrides)
     manifest = load_searchable(data)
-    kinds = {f.name: f.kind for f in manifest.fields if settings.fields.get(f.name, {}) is not None}
+    kinds = {field.name: field.kind for field in used_fields(manifest, settings.fields)}
     train = settings.train.for_task(manifest.task)
     run = RunSettings(settings.fields, settings.model, train, settings.pipeline, kinds)
     searched = settle(run, settings.search)  # mistakes are told before a cluster is started

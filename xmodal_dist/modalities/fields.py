@@ -16,6 +16,7 @@ from xmodal_dist.encoders import SEEN
 from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities import Decoded, FieldSettings, Fitted, Modality, load
 from xmodal_dist.randomness import field_salt
+from xmodal_dist.settings import explain
 
 __all__ = ["FieldSpec", "field_settings", "transform"]
 
@@ -100,8 +101,7 @@ def field_settings(name: str, kind: str, values: Mapping[str, Any]) -> FieldSett
         settings: FieldSettings = modality.settings.model_validate({"kind": kind, **values})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(["fields", name, *map(str, first["loc"])])
-        raise UsageError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UsageError(explain({**first, "loc": ("fields", name, *first["loc"])})) from error
     return settings
 
 

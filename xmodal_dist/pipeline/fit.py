@@ -16,6 +16,7 @@ from xmodal_dist import runtime, storage
 from xmodal_dist.batch import Arrays
 from xmodal_dist.dataset.manifest import Manifest
 from xmodal_dist.dataset.plan import row_group_units
+from xmodal_dist.dataset.schema import Field
 from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities import Fitted
 from xmodal_dist.modalities.fields import FieldSpec, field_settings
@@ -23,10 +24,15 @@ from xmodal_dist.pipeline.ahead import map_ahead
 from xmodal_dist.pipeline.decode import decode_table
 from xmodal_dist.pipeline.rows import read_range
 
-__all__ = ["decode_sample", "fit_fields"]
+__all__ = ["decode_sample", "fit_fields", "used_fields"]
 
 _MAX_DECODERS = 8
 _PIECE_ROWS = 64
+
+
+def used_fields(manifest: Manifest, settings: Mapping[str, Mapping[str, Any] | None]) -> tuple[Field, ...]:
+    """The fields of a dataset that settings do not leave out, by None."""
+    return tuple(field for field in manifest.fields if settings.get(field.name, {}) is not None)
 
 
 def fit_fields(
@@ -53,8 +59,7 @@ def fit_fields(
     for name in settings:
         if name not in names:
             raise UsageError(f"fields.{name}: the dataset has no such field; its fields: {', '.join(names)}")
-    used = [field for field in manifest.fields if settings.get(field.name, {}) is not None]
-    if not used:
+    if not (used := used_fields(manifest, settings)):
         raise UsageError(f"fields: every field is null ({', '.join(names)}): nothing is left to learn from")
     specs = []
     fitted_as = {_fit_key(spec): spec.fitted for spec in known}

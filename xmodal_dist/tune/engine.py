@@ -101,6 +101,7 @@ def run_trials(
         RunAgainError: it was interrupted; trials are left, and it was not the time.
     """
     base, ledger = search.base, search.ledger
+    _set_up_tune(search.settings)
     account, place = _Account(search, planned, tell, watcher, deadline_s), storage.join(base.output, _STORAGE)
     # Standard output is for results, and Ray warns of its own use of its deprecated parts.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _interrupts_as_before():
@@ -117,13 +118,22 @@ def run_trials(
         )
 
 
-def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
-    base, settings, space, ledger = search
+def _pauses(settings: SearchSettings) -> bool:
+    """Whether trials are paused, to be compared with all others."""
+    return settings.scheduler in ("hyperband", "pbt")
+
+
+def _set_up_tune(settings: SearchSettings) -> None:
+    """What Tune takes from its environment alone."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    pauses = settings.scheduler in ("hyperband", "pbt")
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if pauses else "auto"  # as many as there are at once
+    # As many as there are at once, where not all are.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000" if _pauses(settings) else "auto"
+
+
+def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
+    base, settings, space, ledger = search
 
     def called(trial: Any) -> str:
         return name_of(account.numbers[trial.trial_id])
@@ -139,7 +149,7 @@ def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
             # Those that compare trials with each other need to know all of them. Others ask when a trial ends, knowing
             # more each time, but at first for as many as there are at once: actors that begin one after the other cost
             # a start each, as Tune gives the trial of one to the next that is free, and ends it.
-            max_concurrent_trials=None if pauses else base.needs.concurrent,
+            max_concurrent_trials=None if _pauses(settings) else base.needs.concurrent,
             reuse_actors=True,
             trial_name_creator=called,
             trial_dirname_creator=called,

@@ -12,6 +12,7 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.modalities.fields import field_settings
 from xmodal_dist.model.classifier import ModelSettings
 from xmodal_dist.pipeline.stream import PipelineSettings
+from xmodal_dist.settings import explain
 from xmodal_dist.train.settings import TrainSettings
 
 __all__ = ["RunSettings"]
@@ -74,10 +75,7 @@ class RunSettings(NamedTuple):
             model = ModelSettings.model_validate(content["model"])
             train = TrainSettings.model_validate(content["train"])
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            text = first["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{', '.join(values)}: {where + ': ' if where else ''}{text}") from error
+            raise UsageError(f"{', '.join(values)}: {explain(error.errors()[0])}") from error
         return self._replace(fields=content["fields"], model=model, train=train)
 
     def value_of(self, name: str) -> Any:
