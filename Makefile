@@ -20,6 +20,8 @@ NETWORKS_VENV := .venv-networks
 NETWORKS := timm "torchvision<0.29" transformers
 NETWORKS_TESTS := tests/encoders tests/train/test_train_finetune.py
 NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
+# They wait for nodes to join and leave more than they compute, so they run after those, beside all others.
+WAITING_TESTS := tests/train/test_train_elastic.py
 SECONDS_NOW := date +%s
 
 .PHONY: demo test networks-test soak bench lint format types venv clean
@@ -31,9 +33,10 @@ demo: $(INSTALLED)
 test: START := $(shell date +%s)
 test: lint types
 	@echo "make test: $$(( $$($(SECONDS_NOW)) - $(START) )) s for installation, lint and types; now the tests"
-	@$(MAKE) --no-print-directory networks-test >.networks-test.log 2>&1 & networks=$$!; failed=0; \
-	$(VENV)/bin/python -m pytest $(NETWORKS_TESTS:%=--ignore=%) || failed=1; \
-	wait $$networks || failed=1; cat .networks-test.log; exit $$failed
+	@{ failed=0; $(MAKE) --no-print-directory networks-test || failed=1; \
+	   $(VENV)/bin/python -m pytest $(WAITING_TESTS) || failed=1; exit $$failed; } >.tests-beside.log 2>&1 & beside=$$!; \
+	failed=0; $(VENV)/bin/python -m pytest $(patsubst %,--ignore=%,$(NETWORKS_TESTS) $(WAITING_TESTS)) || failed=1; \
+	wait $$beside || failed=1; cat .tests-beside.log; exit $$failed
 
 networks-test: $(NETWORKS_INSTALLED)
 	@OMP_NUM_THREADS=1 $(NETWORKS_VENV)/bin/python -m pytest $(NETWORKS_TESTS)

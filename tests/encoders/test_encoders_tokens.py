@@ -24,7 +24,7 @@ def _random_ids(rows: int, num_tokens: int, seed: int = 0) -> torch.Tensor:
 
 def _text_encoder(kind: TextEncoderKind, max_batch_tokens: int | None = None) -> TextEncoder:
     torch.manual_seed(0)
-    encoder = TextEncoder(50, 40, 8, kind, list(range(50)), max_batch_tokens).double()
+    encoder = TextEncoder(50, 40, 8, kind, torch.arange(50.0), max_batch_tokens).double()
     if encoder.sequence is not None:  # from nothing at first; here it must show
         torch.nn.init.normal_(encoder.project.weight)
     return encoder
@@ -33,8 +33,8 @@ def _text_encoder(kind: TextEncoderKind, max_batch_tokens: int | None = None) ->
 def _alone(encoder: TextEncoder, ids: torch.Tensor) -> torch.Tensor:
     """Features of one row [T] by the definition: without padding, groups or parts."""
     ids = ids[: int(ids.nonzero().max()) + 1] if ids.any() else ids[:0]
-    tokens, mask = encoder.embed(ids) * encoder.scale[ids][:, None], ids != 0
-    features = tokens[mask].sum(dim=0) / max(1, int(mask.sum()))
+    tokens, mask = encoder.embed(ids) * encoder.weights[ids][:, None], ids != 0
+    features = tokens[mask].sum(dim=0) / max(1, int(mask.sum())) ** 0.5
     if encoder.sequence is None:
         return features
     if not len(ids):

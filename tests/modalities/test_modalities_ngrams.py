@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xmodal_dist.encoders.ngrams import NgramBag
+from xmodal_dist.encoders.tokens import rarity_weights
 from xmodal_dist.modalities import load
 from xmodal_dist.modalities.ngrams import FIRST_ID, Ngrams, learn_ngrams
 
@@ -31,7 +32,10 @@ def test_words_pairs_and_pieces_are_learned_the_most_frequent_first() -> None:
     assert "apple red" not in found and "leaf Red" not in found
     assert found.index("red") < found.index("apple")
     assert _vocabulary(*reversed(TEXTS)) == found
-    assert _vocabulary(*TEXTS, size=FIRST_ID + 3) == found[:3]
+    pieces = [name.startswith("\t") for name in found]
+    assert pieces == sorted(pieces) and Ngrams(found).first_piece == FIRST_ID + pieces.index(True)
+    few = _vocabulary(*TEXTS, size=FIRST_ID + 3)
+    assert len(few) == 3 and all(sum(name.strip() in text.lower() for text in TEXTS) >= 2 for name in few)
 
 
 @given(st.lists(st.text("abc -É", max_size=20), min_size=1, max_size=3), st.integers(1, 30))
@@ -63,12 +67,22 @@ def test_weights_are_those_of_scikit_learn() -> None:
 
     table = np.array([[1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 1, 0]])
     expected = TfidfTransformer().fit_transform(table).toarray()
-    bag = NgramBag([0, *table.sum(axis=0).tolist()], len(table), 3).double()
-    with torch.no_grad():
-        bag.embed.weight[1:] = torch.eye(3)
-    bag.scale.fill_(1.0)
+    weights = rarity_weights([0, *table.sum(axis=0).tolist()], len(table))
     ids = torch.from_numpy(table * np.arange(1, 4))
-    assert bag(ids).detach().numpy() == pytest.approx(expected, abs=1e-6)
+    for first_piece in (1, 4):
+        bag = NgramBag(weights, first_piece, 3).double()
+        with torch.no_grad():
+            bag.embed.weight[1:] = torch.eye(3)
+        assert bag(ids).detach().numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_words_and_pieces_weigh_alike_however_many_they_are() -> None:
+    bag = NgramBag(torch.ones(8), 3, 8).double()
+    with torch.no_grad():
+        bag.embed.weight[1:] = torch.eye(8)[1:]
+        features = bag(torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 3, 0, 0, 0, 0, 0]]))
+    assert features[:, :3].norm(dim=1).tolist() == pytest.approx([1, 1])
+    assert features[:, 3:].norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
 def test_the_encoder_is_built_from_what_was_fitted() -> None:

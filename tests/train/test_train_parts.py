@@ -42,6 +42,42 @@ def test_weight_decay_spares_vectors() -> None:
     assert {p.ndim for p in spared["params"]} == {1} and spared["weight_decay"] == 0.0
 
 
+def test_an_entry_of_a_table_moves_by_the_size_of_its_gradient_and_other_weights_by_the_rate_alone() -> None:
+    table, linear = nn.Embedding(4, 2), nn.Linear(1, 2, bias=False)
+    before = [p.detach().clone() for p in (table.weight, linear.weight)]
+    optimizer = adamw(nn.ModuleList([table, linear]), 0.01, 0.0)
+    table.weight.grad = torch.tensor([[3.0, 3.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    linear.weight.grad = torch.tensor([[3.0], [1.0]])
+    optimizer.step()
+    moved = before[0] - table.weight.detach()
+    assert moved[2:].abs().max() == 0, "what a step does not touch stays"
+    assert (moved[0] / moved[1]).tolist() == pytest.approx([3, 3], rel=1e-4)
+    assert moved[:2].square().mean().sqrt().item() == pytest.approx(0.01, rel=1e-4)
+    assert (before[1] - linear.weight.detach()).flatten().tolist() == pytest.approx([0.01, 0.01], rel=1e-4)
+
+
+def test_a_table_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Path) -> None:
+    def stepped(model: nn.Embedding, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            model(torch.tensor([step % 5, 1])).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole = nn.Embedding(6, 3)
+    torch.manual_seed(0)
+    first = nn.Embedding(6, 3)
+    stepped(whole, adamw(whole, 0.01, 0.1), range(9))
+    optimizer = adamw(first, 0.01, 0.1)
+    stepped(first, optimizer, range(4))
+    name = save_checkpoint(str(tmp_path), "run", _at(4), first, optimizer)
+    second = nn.Embedding(6, 3)
+    resumed = adamw(second, 0.01, 0.1)
+    load_checkpoint(str(tmp_path), name, second, resumed, torch.device("cpu"))
+    stepped(second, resumed, range(4, 9))
+    assert torch.equal(second.weight, whole.weight)
+
+
 def _stepped() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)

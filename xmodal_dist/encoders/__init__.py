@@ -12,10 +12,20 @@ from xmodal_dist.encoders.base import (
     SEEN,
     Architecture,
     EncoderSettings,
+    Evidence,
     Prepared,
     Pretrained,
     Request,
     build,
 )
 
-__all__ = ["SEEN", "Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+__all__ = [
+    "SEEN",
+    "Architecture",
+    "EncoderSettings",
+    "Evidence",
+    "Prepared",
+    "Pretrained",
+    "Request",
+    "build",
+]

@@ -14,7 +14,16 @@ from torch import nn
 from xmodal_dist.batch import Tensors
 from xmodal_dist.settings import Settings
 
-__all__ = ["SEEN", "Architecture", "EncoderSettings", "Prepared", "Pretrained", "Request", "build"]
+__all__ = [
+    "SEEN",
+    "Architecture",
+    "EncoderSettings",
+    "Evidence",
+    "Prepared",
+    "Pretrained",
+    "Request",
+    "build",
+]
 
 SEEN = "seen"
 """Name of the tensor in which the features of a pretrained backbone stand where it has run already."""
@@ -78,6 +87,13 @@ class Architecture:
     def is_family(self) -> bool:
         """Whether a reference follows the name."""
         return self.prepare is not None
+
+
+class Evidence(nn.Module):
+    """An encoder whose features are a sum of what its input's parts say: longer where they say more.
+
+    That length is kept; a norm would make the same of a text of which one word is known as of one that is all known.
+    """
 
 
 class Pretrained(nn.Module, ABC):

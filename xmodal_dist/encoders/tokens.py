@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from xmodal_dist.batch import Tensors
-from xmodal_dist.encoders.base import Architecture, Request
+from xmodal_dist.encoders.base import Architecture, Evidence, Request
 from xmodal_dist.encoders.dropout import RecordDropout
 from xmodal_dist.settings import Settings
 
@@ -28,19 +28,18 @@ __all__ = [
     "TextEncoderKind",
     "TextOptions",
     "bucket_length",
-    "rarity_scale",
+    "rarity_weights",
 ]
 
 TextEncoderKind = Literal["transformer", "gru", "lstm", "bag"]
 _STREAM_FEATURES = 302
 _NUM_HEADS = 4
-_COMMON_ROWS = 20
 
 
 class TextEncoder(nn.Module):
     """Token ids to features: a bag of embeddings, with a small transformer, GRU or LSTM over them where asked.
 
-    The bag (mean of embeddings, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records;
+    The bag (embeddings added up, as in fastText, Joulin et al. 2017) alone is strong on short texts and few records;
     what a sequence encoder learns of the order is added to it, from nothing at first.
 
     A sequence encoder sees the rows by length, so that padding costs little: rows of about equal length form a group,
@@ -51,12 +50,12 @@ class TextEncoder(nn.Module):
         max_tokens: longest sequence; what lies beyond is cut off.
         width: features per row.
         kind: what runs beside the bag; ``bag`` is nothing.
-        token_rows: training rows that hold each token, by id, for :func:`rarity_scale`; None scales nothing.
+        weights: [vocab_size] what each token's embedding counts, see :func:`rarity_weights`; None for all alike.
         max_batch_tokens: most tokens, padding included, whose activations a sequence encoder holds at once; a larger
             batch runs in parts, each computed again for its gradient. At least ``max_tokens``. None sets no bound.
     """
 
-    scale: torch.Tensor
+    weights: torch.Tensor
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class TextEncoder(nn.Module):
         max_tokens: int,
         width: int,
         kind: TextEncoderKind,
-        token_rows: Sequence[int] | None = None,
+        weights: torch.Tensor | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
@@ -73,8 +72,9 @@ class TextEncoder(nn.Module):
         self.embed = nn.Embedding(vocab_size, width, padding_idx=0)
         # Small, so that what a token means comes from the data and not from where it began.
         nn.init.normal_(self.embed.weight, std=0.01)
-        rows = torch.full((vocab_size,), _COMMON_ROWS) if token_rows is None else torch.tensor(token_rows)
-        self.register_buffer("scale", rarity_scale(rows), persistent=False)
+        self.register_buffer(
+            "weights", torch.ones(vocab_size) if weights is None else weights, persistent=False
+        )
         make = _SEQUENCES[kind]
         self.sequence = None if make is None else make(width, max_tokens)
         if self.sequence is not None:
@@ -92,9 +92,10 @@ class TextEncoder(nn.Module):
         return features
 
     def _bag(self, ids: torch.Tensor) -> torch.Tensor:
-        """Mean of the scaled embeddings, [B, T] -> [B, width]."""
+        """Sum of the weighted embeddings over the root of their number, [B, T] -> [B, width]: longer if they agree."""
         mask = ids != 0
-        shares = self.scale[ids] * mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        number = mask.sum(dim=1, keepdim=True).clamp(min=1).to(self.weights.dtype)
+        shares = self.weights[ids] * mask / number.sqrt()
         return F.embedding_bag(
             ids, self.embed.weight, mode="sum", per_sample_weights=shares, padding_idx=self.embed.padding_idx
         )
@@ -119,19 +120,20 @@ class TextEncoder(nn.Module):
             [group[:, :length].flatten() for group, (_, length) in zip(groups, layout.groups, strict=True)]
         )
         mask = flat != 0
-        states = sequence(self.embed(flat) * self.scale[flat].unsqueeze(-1), mask, layout)
+        states = sequence(self.embed(flat) * self.weights[flat].unsqueeze(-1), mask, layout)
         pooled = [_pool(x, inside) for x, inside in zip(layout.cut(states), layout.cut(mask), strict=True)]
         features: torch.Tensor = self.project(self.norm(torch.cat(pooled)))
         return features
 
 
-def rarity_scale(rows: torch.Tensor) -> torch.Tensor:
-    """What embeddings are multiplied by that so many training rows hold.
+def rarity_weights(token_rows: Sequence[int], rows: int) -> torch.Tensor:
+    """Inverse document frequencies as scikit-learn smooths them, ln((1 + rows) / (1 + token_rows)) + 1, in float32.
 
-    Adam moves a rare token's embedding as far as a common one's, so that rare tokens are learned by heart; so it is the
-    square root of their share of 20 rows, at most 1.
+    Args:
+        token_rows: training rows that hold each token, by id.
+        rows: training rows in all.
     """
-    return (rows / _COMMON_ROWS).clamp(max=1.0).sqrt()
+    return ((1 + rows) / (1 + torch.tensor(token_rows, dtype=torch.float32))).log() + 1
 
 
 def bucket_length(num_tokens: int) -> int:
@@ -276,7 +278,7 @@ class SequenceOptions(TextOptions):
     larger batch runs in parts, which training computes twice."""
 
 
-class _Encoder(nn.Module):
+class _Encoder(Evidence):
     def __init__(self, net: TextEncoder, dropout: float) -> None:
         super().__init__()
         self.net = net
@@ -291,9 +293,8 @@ def _text(kind: TextEncoderKind, request: Request) -> nn.Module:
     options, values = request.options, request.values
     assert isinstance(options, TextOptions)
     most = options.max_batch_tokens if isinstance(options, SequenceOptions) else None
-    net = TextEncoder(
-        values["vocab_size"], values["num_tokens"], request.width, kind, values["token_rows"], most
-    )
+    weights = rarity_weights(values["token_rows"], values["rows"])
+    net = TextEncoder(values["vocab_size"], values["num_tokens"], request.width, kind, weights, most)
     return _Encoder(net, options.feature_dropout)
 
 

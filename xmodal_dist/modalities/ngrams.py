@@ -21,6 +21,7 @@ FIRST_ID = 2
 """Of the vocabulary; 0 is no token, and 1 stands in texts of which the vocabulary has nothing."""
 
 _NOTHING_KNOWN = 1
+_PIECE = "\t"
 _WORD = re.compile(r"\w+")
 _LENGTHS = range(2, 6)
 _MAX_WORD_CHARS = 64
@@ -28,7 +29,9 @@ _MAX_KNOWN_WORDS = 200_000
 
 
 def learn_ngrams(records: Iterable[Sequence[str]], vocab_size: int, min_frequency: int) -> str:
-    """The vocabulary of some records' texts as JSON: what most of them have, equal ones for equal samples.
+    """The vocabulary of some records' texts as JSON: what most of them have, words and pairs before pieces.
+
+    Equal samples give equal ones.
 
     Args:
         records: each record's texts.
@@ -39,7 +42,8 @@ def learn_ngrams(records: Iterable[Sequence[str]], vocab_size: int, min_frequenc
     for texts in records:
         counts.update({name for text in texts for names in _names(_words(text)) for name in names})
     known = sorted((-count, name) for name, count in counts.items() if count >= min_frequency)
-    return json.dumps([name for _, name in known[: vocab_size - FIRST_ID]], ensure_ascii=False)
+    kept = [name for _, name in known[: vocab_size - FIRST_ID]]
+    return json.dumps(sorted(kept, key=_is_piece), ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=16)
@@ -56,6 +60,7 @@ class Ngrams:
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocab_size = len(vocabulary) + FIRST_ID
+        self.first_piece = FIRST_ID + sum(not _is_piece(name) for name in vocabulary)
         self._ids = {name: place for place, name in enumerate(vocabulary, FIRST_ID)}
         self._pieces: dict[str, tuple[int, ...]] = {}
 
@@ -114,4 +119,8 @@ def _pieces(word: str) -> list[str]:
     """The word, and its pieces; a piece is marked, so that it is no word."""
     framed = f" {word} "
     parts = (framed[at : at + n] for n in _LENGTHS for at in range(len(framed) - n + 1))
-    return [word, *(f"\t{part}" for part in parts)]
+    return [word, *(f"{_PIECE}{part}" for part in parts)]
+
+
+def _is_piece(name: str) -> bool:
+    return name.startswith(_PIECE)

@@ -101,6 +101,7 @@ class TextModality(Modality[TextSettings]):
             records = ([text for text in texts if text] for texts in zip(*columns, strict=True))
             size = settings.vocab_size or _NGRAM_VOCAB
             files[NGRAM_FILE] = learn_ngrams(records, size, settings.min_frequency)
+            values["first_piece"] = open_ngrams(files[NGRAM_FILE]).first_piece
         else:
             most_chars = most_tokens * MAX_TOKEN_CHARS
             words = [" ".join(text[:most_chars].split()) for texts in columns for text in texts if text]

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from xmodal_dist.batch import Tensors
+from xmodal_dist.encoders import Evidence
 from xmodal_dist.encoders.dropout import RecordDropout
 from xmodal_dist.model.fusion import FUSIONS, FusionKind, FusionSizes, LateFusion
 from xmodal_dist.model.mixup import Shares, mix_features
@@ -95,7 +96,10 @@ class CrossModalClassifier(nn.Module):
         self.fields = tuple(encoders)
         self.settings = settings
         self._encoders = nn.ModuleList(encoders.values())
-        self.norms = nn.ModuleList(nn.LayerNorm(settings.width) for _ in self.fields)
+        self.norms = nn.ModuleList(
+            nn.Identity() if isinstance(encoder, Evidence) else nn.LayerNorm(settings.width)
+            for encoder in encoders.values()
+        )
         self.stand_ins = nn.Parameter(torch.randn(len(self.fields), settings.width) * 0.1)
         self.dropout = RecordDropout(settings.dropout, _HEAD_DROPOUT_STREAM)
         self.heads = nn.ModuleList(nn.Linear(settings.width, num_classes) for _ in self.fields)
