@@ -44,6 +44,7 @@ def test_the_page_of_a_run_shows_label_sets_and_no_confusions(metrics: dict[str,
     lines = [
         {
             **{"event": "epoch", "epoch": e, "step": e, "train_loss": 1.0, "val_loss": 1.0, "val_rows": 60},
+            "kept": e < 2,
             "val_mean_average_precision": 0.4 + 0.1 * (e == 1),
             "val_macro_f1": 0.2,
         }

@@ -18,8 +18,11 @@ from xmodal_dist.report.runs import render
 def _run(name: str, accuracy: list[float], dataset: str = "d", **train: Any) -> Run:
     lines: list[dict[str, Any]] = []
     for epoch, value in enumerate(accuracy):
+        kept = value >= max(accuracy[: epoch + 1])
         lines.append({"event": "step", "step": 10 * epoch, "loss": 1.0 - value})
-        lines.append({"event": "epoch", "epoch": epoch, "step": 10 * epoch, "val_accuracy": value})
+        lines.append(
+            {"event": "epoch", "epoch": epoch, "step": 10 * epoch, "kept": kept, "val_accuracy": value}
+        )
     return Run(name, {"dataset": dataset, "train": {"seed": 0, **train}}, lines)
 
 
@@ -54,7 +57,8 @@ def test_runs_are_read_from_disk_and_named_by_what_tells_them_apart(tmp_path: Pa
         run = tmp_path / folder
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps({"dataset": "d"}))
-        (run / "metrics.jsonl").write_text(json.dumps({"event": "epoch", "epoch": 0, "val_accuracy": 0.5}))
+        line = {"event": "epoch", "epoch": 0, "kept": True, "val_accuracy": 0.5}
+        (run / "metrics.jsonl").write_text(json.dumps(line))
     (tmp_path / "y/run/evaluation/test").mkdir(parents=True)
     (tmp_path / "y/run/evaluation/test/metrics.json").write_text(json.dumps({"accuracy": 0.25}))
     page = Path(api.report([str(tmp_path / f) for f in ("x/run", "y/run")], str(tmp_path / "runs.html")))

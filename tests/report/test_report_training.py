@@ -41,6 +41,7 @@ def _epoch(epoch, accuracy, **extra):
         "event": "epoch",
         "epoch": epoch,
         "step": 10 * epoch + 10,
+        "kept": epoch == 0,
         "train_loss": 0.5,
         "val_loss": 0.6,
         "val_accuracy": accuracy,

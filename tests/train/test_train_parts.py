@@ -42,6 +42,19 @@ def test_weight_decay_spares_vectors() -> None:
     assert {p.ndim for p in spared["params"]} == {1} and spared["weight_decay"] == 0.0
 
 
+def test_of_epochs_that_validation_cannot_tell_apart_the_latest_is_kept() -> None:
+    losses = [(0.9, 0.1), (0.5, 0.1), (0.7, 0.1), (0.6, 0.1), (0.4, 0.05), (0.44, 0.01), (0.46, 0.01)]
+    progress = Progress()
+    kept = [progress.judge(-loss, error) for loss, error in losses]
+    assert kept == [True, True, False, True, True, True, False]
+    assert (progress.best, progress.stale_epochs) == (-0.4, 2)
+
+
+def test_a_figure_without_an_error_keeps_the_best_and_of_equal_ones_the_latest() -> None:
+    progress = Progress()
+    assert [progress.judge(value, 0.0) for value in (0.5, 0.5, 0.4, 0.5)] == [True, True, False, True]
+
+
 def test_an_entry_of_a_table_moves_by_the_size_of_its_gradient_and_other_weights_by_the_rate_alone() -> None:
     table, linear = nn.Embedding(4, 2), nn.Linear(1, 2, bias=False)
     before = [p.detach().clone() for p in (table.weight, linear.weight)]
@@ -160,7 +173,7 @@ def test_the_log_takes_back_what_lies_beyond_the_checkpoint(tmp_path: Path) -> N
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(str(tmp_path), 1, 0)
     log.step(_at(1), 1.0, 0.1, 10.0)
-    log.epoch(0, 1, 1.0, {"loss": 1.0}, 10, {})
+    log.epoch(0, 1, 1.0, {"loss": 1.0}, True, 10, {})
     log.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Validation of label sets: counts by score are exact on any number of ranks, and near the scores themselves."""
+"""Validation: figures are exact on any number of ranks, and near the scores themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from xmodal_dist.batch import Batch
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.multilabel import from_outcomes, mean_average_precision, outcomes
-from xmodal_dist.train.validation import LabelSetTotals
+from xmodal_dist.train.validation import LabelSetTotals, Totals
 
 ROWS, CLASSES = 96, 20
 
@@ -46,6 +46,25 @@ def _totals(logits: torch.Tensor, labels: torch.Tensor, rows_at_once: int | None
         batch = Batch({}, torch.ones(n, 1, dtype=torch.bool), part.clamp(min=-1), torch.ones(n), ids, ids)
         totals.add(model, (), batch)  # type: ignore[arg-type]
     return totals.reduce(1, int((labels[:, 0] >= -1).sum()))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 0.5])
+def test_the_calibrated_loss_does_not_know_how_sure_a_model_claims_to_be(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(400, CLASSES, generator=generator) * 2
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
+    totals, ids = Totals(CLASSES, torch.device("cpu")), torch.arange(400)
+    batch = Batch({}, torch.ones(400, 1, dtype=torch.bool), labels, torch.ones(400), ids, ids)
+    totals.add(_Model(logits / temperature), (), batch)  # type: ignore[arg-type]
+    found = totals.reduce(1, 400)
+    losses = torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="none").double()
+    assert found["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert found["loss_error"] == pytest.approx(float(losses.std(correction=0)) / 20, rel=1e-4)
+    at_one = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert found["calibrated_loss"] == pytest.approx(at_one, rel=0.01)
+    assert found["calibrated_loss"] <= found["loss"] + 1e-9
+    if temperature == 3.0:
+        assert found["loss"] > 1.1 * found["calibrated_loss"]
 
 
 def test_figures_are_those_of_the_scores() -> None:

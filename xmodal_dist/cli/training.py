@@ -26,7 +26,15 @@ def train(
     result = api.train(
         data, output, config=config, set=overrides or (), num_workers=num_workers, resume=resume
     )
-    figures = _figures(result.metrics, "accuracy", "mean_average_precision", "micro_f1", "macro_f1", "loss")
+    figures = _figures(
+        result.metrics,
+        "accuracy",
+        "mean_average_precision",
+        "micro_f1",
+        "macro_f1",
+        "loss",
+        "calibrated_loss",
+    )
     text = f"trained {result.metrics['epochs']} epochs, best {result.metrics['best_epoch']}; validation: {figures}"
     show_result(
         result._asdict(),

@@ -46,18 +46,8 @@ class Run:
 
     @cached_property
     def best(self) -> Mapping[str, Any]:
-        """The epoch whose weights were kept: of the best monitored figure, of equal ones the latest; {} before any.
-
-        Without validation it is the last epoch. A run that does not say what it monitors is known by its headline.
-        """
-        epochs, key = training.epochs_of(self.lines), self.headline.key
-        if monitor := self.identity.get("train", {}).get("monitor"):
-            key = f"val_{monitor}"
-        sign = -1 if key == "val_loss" else 1
-        validated = [line for line in epochs if line.get(key) is not None]
-        if validated:
-            return max(reversed(validated), key=lambda line: sign * float(line[key]))
-        return epochs[-1] if epochs else {}
+        """The epoch whose weights were kept; {} before any."""
+        return next((line for line in reversed(training.epochs_of(self.lines)) if line.get("kept")), {})
 
     @cached_property
     def headline(self) -> training.Headline:

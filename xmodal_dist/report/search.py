@@ -17,7 +17,7 @@ from xmodal_dist.settings import shown
 
 __all__ = ["SearchedTrial", "render"]
 
-_LOWER_IS_BETTER = ("loss", "parameters")
+_LOWER_IS_BETTER = ("calibrated_loss", "loss", "parameters")
 _SHARES = ("accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy")
 _MOST_AXES, _MOST_ROWS, _MOST_CURVES = 9, 100, 60
 

@@ -48,11 +48,12 @@ class Progress:
         global_step: steps done since the start.
         loss_sum, weight_sum: sums over this epoch's records, over all workers.
         rows_used, rows_rejected: records of this epoch so far, over all workers.
-        best: monitored value of the best epoch, None before the first.
-        best_epoch: that epoch, -1 before the first.
+        best: monitored value of the best epoch, more is better; None before the first.
+        floor: least value that cannot be told from it.
+        best_epoch: the epoch that is kept, the latest of those; -1 before the first.
         best_checkpoint: directory name of its checkpoint.
         best_metrics: its validation metrics.
-        stale_epochs: epochs since.
+        stale_epochs: epochs since the best value.
         done: whether training has ended.
     """
 
@@ -64,11 +65,28 @@ class Progress:
     rows_used: int = 0
     rows_rejected: int = 0
     best: float | None = None
+    floor: float | None = None
     best_epoch: int = -1
     best_checkpoint: str = ""
     best_metrics: dict[str, Any] = field(default_factory=dict)
     stale_epochs: int = 0
     done: bool = False
+
+    def judge(self, value: float, error: float) -> bool:
+        """Whether the epoch that has just ended is to be kept: no later one is as good as the best, within its error.
+
+        One standard error (Breiman et al. 1984): a small validation split cannot tell such epochs apart, and the latest
+        has trained the longest at the lowest rate.
+
+        Args:
+            value: the monitored figure, more is better.
+            error: its standard error; 0 keeps the best alone, of equal ones the latest.
+        """
+        if self.best is None or value >= self.best:
+            self.best, self.floor, self.stale_epochs = value, value - error, 0
+            return True
+        self.stale_epochs += 1
+        return self.floor is not None and value >= self.floor
 
 
 def save_checkpoint(

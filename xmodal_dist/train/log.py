@@ -101,6 +101,7 @@ class MetricsLog:
         step: int,
         train_loss: float,
         metrics: dict[str, Any],
+        kept: bool,
         records: int,
         timing: dict[str, Any],
     ) -> None:
@@ -111,6 +112,7 @@ class MetricsLog:
             step: global steps done.
             train_loss: mean over the epoch's records.
             metrics: of the val split, {} without one.
+            kept: whether its weights are those to keep, so far.
             records: records used.
             timing: of :func:`xmodal_dist.train.goodput.epoch_figures`.
         """
@@ -140,6 +142,7 @@ class MetricsLog:
                 "records": records,
                 "records_per_s": timing["records_per_s"],
                 "wait_for_data_s": timing["wait_for_data_s"],
+                "kept": kept,
                 **values,
             }
         )

@@ -45,6 +45,7 @@ from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
 from xmodal_dist.train.place import Place
+from xmodal_dist.train.settings import LOWER_IS_BETTER
 from xmodal_dist.train.step import StepSums, optimizer_step
 from xmodal_dist.train.stopwatch import RankTiming, Stopwatch
 
@@ -194,18 +195,16 @@ class Worker:
                 f"the training loss of epoch {epoch} is {train_loss}; lower train.learning_rate or train.clip_norm"
             )
         records = progress.rows_used
-        value = _monitored(metrics, train_loss, train.monitor)
         progress.epoch, progress.step = epoch + 1, 0
         progress.loss_sum, progress.weight_sum, progress.rows_used, progress.rows_rejected = 0.0, 0.0, 0, 0
-        if progress.best is None or value >= progress.best:
-            progress.best, progress.best_epoch, progress.stale_epochs = value, epoch, 0
-            progress.best_metrics, progress.best_checkpoint = metrics, checkpoint_name(progress)
-        else:
-            progress.stale_epochs += 1
+        kept = progress.judge(*_monitored(metrics, train_loss, train.monitor))
+        if kept:
+            progress.best_epoch, progress.best_metrics = epoch, metrics
+            progress.best_checkpoint = checkpoint_name(progress)
         impatient = 0 < train.patience_epochs <= progress.stale_epochs
         progress.done = progress.epoch >= train.epochs or impatient
         timing = epoch_figures(self._gather(self.watch.epoch()))
-        self.log.epoch(epoch, progress.global_step, train_loss, metrics, records, timing)
+        self.log.epoch(epoch, progress.global_step, train_loss, metrics, kept, records, timing)
         self._check_ranks_agree()
         self._checkpoint()
 
@@ -393,8 +392,9 @@ class Worker:
         self.log.start(self.progress, workers, self.steps, job.train.epochs, job.started_s)
 
 
-def _monitored(metrics: dict[str, Any], train_loss: float, monitor: str) -> float:
-    """The figure to maximise; without a val split, the training loss."""
+def _monitored(metrics: dict[str, Any], train_loss: float, monitor: str) -> tuple[float, float]:
+    """The figure to maximise and its standard error, 0 where it has none; without a val split, the training loss."""
     if not metrics:
-        return -train_loss
-    return -float(metrics["loss"]) if monitor == "loss" else float(metrics[monitor])
+        return -train_loss, 0.0
+    value = -float(metrics[monitor]) if monitor in LOWER_IS_BETTER else float(metrics[monitor])
+    return value, float(metrics.get(f"{monitor}_error", 0.0))

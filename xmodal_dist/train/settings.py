@@ -10,7 +10,10 @@ from xmodal_dist.errors import UsageError
 from xmodal_dist.settings import Settings
 from xmodal_dist.task import MULTICLASS, TaskName
 
-__all__ = ["TrainSettings"]
+__all__ = ["LOWER_IS_BETTER", "TrainSettings"]
+
+LOWER_IS_BETTER = ("calibrated_loss", "loss")
+"""Validation figures of which less is better."""
 
 _NOT_RESULT_CHANGING = {
     "num_workers", "min_workers", "resize_interval_s", "max_failures", "checkpoint_every_steps", "keep_checkpoints",
@@ -18,11 +21,10 @@ _NOT_RESULT_CHANGING = {
 }  # fmt: skip
 
 _MONITORS = {
-    "multiclass": ("loss", "accuracy", "macro_f1"),
+    "multiclass": ("calibrated_loss", "loss", "accuracy", "macro_f1"),
     "multilabel": ("loss", "mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy"),
 }
-_MULTILABEL_DEFAULTS = {"monitor": "mean_average_precision", "label_smoothing": 0.0}
-"""Smoothing holds probabilities of rare classes up: half of it is what a class that never occurs would get."""
+_MULTILABEL_DEFAULTS = {"monitor": "mean_average_precision"}
 
 
 class TrainSettings(Settings):
@@ -48,8 +50,7 @@ class TrainSettings(Settings):
         warmup_fraction: share of all steps in which the learning rate rises linearly from 0.
         weight_decay: AdamW's, on matrices only.
         clip_norm: bound of the gradient's global norm; 0 turns clipping off.
-        label_smoothing: share of the target spread over all classes, of multilabel over having a class and not; there
-            the default is 0.
+        label_smoothing: share of the target spread over all classes, of multilabel over having a class and not.
         loss: ``cross_entropy`` (of multilabel the binary one, summed over classes); ``focal`` (Lin et al. 2017) gives
             less to records that are right already; ``class_balanced`` (Cui et al. 2019) weighs classes by their
             effective number of records.
@@ -60,8 +61,9 @@ class TrainSettings(Settings):
             (Zhang et al. 2018); 0 turns it off.
         ema_decay: validation and the bundle take an exponential moving average of the weights with this decay a step,
             shorter in the first steps; 0 takes the weights themselves.
-        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early; of multilabel
-            ``mean_average_precision`` by default.
+        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early; by default
+            the loss at the best temperature, since the model is calibrated afterwards; of multilabel
+            ``mean_average_precision``.
         patience_epochs: stop after this many epochs without a better one; 0 never stops early.
         precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
         checkpoint_every_steps: a checkpoint at every so many global steps, besides each epoch's; 0 for none.
@@ -86,7 +88,7 @@ class TrainSettings(Settings):
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.05, ge=0)
     clip_norm: float = Field(default=1.0, ge=0)
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     loss: Literal["cross_entropy", "focal", "class_balanced"] = "cross_entropy"
     focal_gamma: float = Field(default=2.0, ge=0)
     class_balanced_beta: float = Field(default=0.999, ge=0, lt=1)
@@ -94,8 +96,14 @@ class TrainSettings(Settings):
     mixup_alpha: float = Field(default=0.0, ge=0, le=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     monitor: Literal[
-        "loss", "accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy"
-    ] = "loss"
+        "calibrated_loss",
+        "loss",
+        "accuracy",
+        "macro_f1",
+        "mean_average_precision",
+        "micro_f1",
+        "subset_accuracy",
+    ] = "calibrated_loss"
     patience_epochs: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_every_steps: int = Field(default=0, ge=0)

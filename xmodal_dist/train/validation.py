@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from xmodal_dist.train.gradients import pieces
 
 __all__ = ["LabelSetTotals", "Totals", "totals"]
 
+_INVERSE_TEMPERATURES = [2.0 ** (k / 4) for k in range(-12, 13)]
+_AT_ONE = _INVERSE_TEMPERATURES.index(1.0)
 _BINS, _BINS_PER_NAT = 4096, 128
 """Scores are told apart to 1/128 of a logit, within 16 of 0."""
 
@@ -38,11 +41,12 @@ def totals(task: Task, num_classes: int, device: torch.device, rows_at_once: int
 
 
 class Totals:
-    """Confusion matrix and loss sum of this rank's validation records."""
+    """Confusion matrix, and loss sums at several temperatures, of this rank's validation records."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-        self._loss = torch.zeros(2, dtype=torch.float64, device=device)
+        self._losses = torch.zeros(2, len(_INVERSE_TEMPERATURES), dtype=torch.float64, device=device)
+        self._rejected = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.inference_mode()
     def add(self, model: CrossModalClassifier, specs: Sequence[FieldSpec], batch: Batch) -> None:
@@ -54,8 +58,10 @@ class Totals:
         cells = labels * len(self._confusion) + logits.argmax(dim=1)
         counts = torch.bincount(cells, minlength=self._confusion.numel())
         self._confusion += counts.view_as(self._confusion)
-        self._loss[0] += F.cross_entropy(logits, labels, reduction="sum").double()
-        self._loss[1] += float((batch.ids >= 0).sum()) - float(real.sum())
+        for place, inverse in enumerate(_INVERSE_TEMPERATURES):
+            losses = F.cross_entropy(logits * inverse, labels, reduction="none").double()
+            self._losses[:, place] += torch.stack([losses.sum(), losses.square().sum()])
+        self._rejected += int((batch.ids >= 0).sum()) - real.sum()
 
     def reduce(self, num_workers: int, rows: int) -> dict[str, Any]:
         """Metrics over all ranks.
@@ -65,18 +71,30 @@ class Totals:
             rows: records of the split; checked against what was seen.
 
         Returns:
-            ``loss`` (mean cross-entropy, nats), ``rows``, ``rows_rejected`` and those of
+            ``loss`` (mean cross-entropy, nats), ``calibrated_loss`` (the same at the temperature that makes it lowest,
+            of a grid of steps of 2^(1/4) from 1/8 to 8), the standard errors of both (``loss_error``,
+            ``calibrated_loss_error``), ``rows``, ``rows_rejected`` and those of
             :func:`xmodal_dist.metrics.from_confusion`.
         """
         if num_workers > 1:
             dist.all_reduce(self._confusion)
-            dist.all_reduce(self._loss)
-        seen, rejected = int(self._confusion.sum()), int(self._loss[1])
+            dist.all_reduce(self._losses)
+            dist.all_reduce(self._rejected)
+        seen, rejected = int(self._confusion.sum()), int(self._rejected)
         _check_rows(seen, rejected, rows)
+        means, squares = (self._losses / max(seen, 1)).tolist()
+        lowest = means.index(min(means))
+
+        def error(place: int) -> float:
+            return math.sqrt(max(squares[place] - means[place] ** 2, 0.0) / max(seen, 1))
+
         return {
             "rows": seen,
             "rows_rejected": rejected,
-            "loss": float(self._loss[0]) / max(seen, 1),
+            "loss": means[_AT_ONE],
+            "loss_error": error(_AT_ONE),
+            "calibrated_loss": means[lowest],
+            "calibrated_loss_error": error(lowest),
             **from_confusion(self._confusion.cpu().numpy()),
         }
 

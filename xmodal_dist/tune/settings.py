@@ -7,14 +7,22 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from xmodal_dist.settings import Settings
+from xmodal_dist.train import settings as train
 
 __all__ = ["LOWER_IS_BETTER", "Dimension", "Metric", "SearchSettings"]
 
 Metric = Literal[
-    "accuracy", "macro_f1", "loss", "mean_average_precision", "micro_f1", "subset_accuracy", "parameters"
+    "calibrated_loss",
+    "accuracy",
+    "macro_f1",
+    "loss",
+    "mean_average_precision",
+    "micro_f1",
+    "subset_accuracy",
+    "parameters",
 ]
 """Figures of the validation split, and ``parameters`` of the network; more is better but for these."""
-LOWER_IS_BETTER: tuple[Metric, ...] = ("loss", "parameters")
+LOWER_IS_BETTER = (*train.LOWER_IS_BETTER, "parameters")
 
 _KINDS = ("choice", "uniform", "loguniform", "integer")
 _NOT_DECIDING = {
