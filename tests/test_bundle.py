@@ -93,8 +93,8 @@ def test_what_is_no_bundle_or_of_another_version_is_refused(bundle: Bundle, tmp_
         load_bundle(str(tmp_path / "nothing"))
     save_bundle(str(tmp_path), bundle)
     manifest = tmp_path / "MANIFEST.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 2}))
-    with pytest.raises(CheckpointError, match="version 2; this release reads version 1"):
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 3}))
+    with pytest.raises(CheckpointError, match="version 3; this release reads version 2"):
         load_bundle(str(tmp_path))
 
 

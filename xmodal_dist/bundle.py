@@ -47,7 +47,7 @@ __all__ = [
     "subsets",
 ]
 
-_VERSION = 1
+_VERSION = 2
 _LAST = "MANIFEST.json"
 _METRICS, _PROFILE, _CALIBRATION = "metrics.json", "profile.json", "calibration.json"
 

@@ -33,7 +33,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_VERSION = 1
+_VERSION = 2
 _LAST = "MANIFEST.json"
 _AVERAGE = "average.safetensors"
 
