@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from xmodal_dist.batch import Tensors
+from xmodal_dist.encoders import Evidence
 from xmodal_dist.model.classifier import CrossModalClassifier, ModelSettings
 from xmodal_dist.model.fusion import FusionKind
 
@@ -48,6 +49,22 @@ def test_what_is_missing_has_no_say(fusion: str) -> None:
     inputs, present, _ = _batch(40)
     other = {name: {"x": t["x"] + 100 * (~present[:, [i]])} for i, (name, t) in enumerate(inputs.items())}
     assert torch.equal(model(inputs, present).fused, model(other, present).fused)
+
+
+class _Sum(Evidence):
+    def forward(self, tensors: Tensors) -> torch.Tensor:
+        return tensors["x"].repeat(1, 4)[:, :WIDTH]
+
+
+def test_twice_the_evidence_counts_twice_and_the_scale_of_other_features_does_not() -> None:
+    model = CrossModalClassifier(
+        {"a": _Sum(), "b": _Encoder()}, NUM_CLASSES, ModelSettings(width=WIDTH)
+    ).eval()
+    nn.init.zeros_(model.encoders["b"].linear.bias)  # type: ignore[arg-type]
+    x, present = torch.randn(6, 5), torch.ones(6, 2, dtype=torch.bool)
+    once, twice = (model.encode({name: {"x": k * x} for name in "ab"}, present) for k in (1, 2))
+    torch.testing.assert_close(twice[:, 0], 2 * once[:, 0])
+    torch.testing.assert_close(twice[:, 1], once[:, 1], rtol=1e-3, atol=1e-3)
 
 
 def test_what_a_record_lacks_informs_but_what_is_left_out_does_not() -> None:
