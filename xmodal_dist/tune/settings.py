@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from xmodal_dist.settings import Settings
-from xmodal_dist.train import settings as train
 
 __all__ = ["LOWER_IS_BETTER", "Dimension", "Metric", "SearchSettings"]
 
@@ -22,7 +21,7 @@ Metric = Literal[
     "parameters",
 ]
 """Figures of the validation split, and ``parameters`` of the network; more is better but for these."""
-LOWER_IS_BETTER = (*train.LOWER_IS_BETTER, "parameters")
+LOWER_IS_BETTER: tuple[Metric, ...] = ("calibrated_loss", "loss", "parameters")
 
 _KINDS = ("choice", "uniform", "loguniform", "integer")
 _NOT_DECIDING = {
