@@ -20,8 +20,9 @@ NETWORKS_VENV := .venv-networks
 NETWORKS := timm "torchvision<0.29" transformers
 NETWORKS_TESTS := tests/encoders tests/train/test_train_finetune.py
 NETWORKS_INSTALLED := $(NETWORKS_VENV)/.installed
-# They wait for nodes to join and leave more than they compute, so they run after those, beside all others.
-WAITING_TESTS := tests/train/test_train_elastic.py
+# They wait for nodes, processes and servers to come and go more than they compute, so they run after those, beside all
+# others: one row of tests does not keep two cores busy.
+WAITING_TESTS := tests/train/test_train_elastic.py tests/score/test_score_storm.py
 SECONDS_NOW := date +%s
 
 .PHONY: demo test networks-test soak bench lint format types venv clean
