@@ -136,6 +136,6 @@ def test_the_best_epoch_is_the_latest_whose_weights_were_kept():
         {"event": "epoch", "epoch": e, "step": e, "kept": kept, "val_loss": 1.0, "val_accuracy": accuracy}
         for e, (kept, accuracy) in enumerate([(True, 0.9), (True, 0.6), (False, 0.7)])
     ]
-    page, kept = render(Run("run", IDENTITY, lines)), 1
-    assert re.findall(r'<tr class="chosen"><td>(\d) \(best\)', page) == [str(kept)]
-    assert f"of the best epoch, {kept}" in page
+    page = render(Run("run", IDENTITY, lines))
+    assert re.findall(r'<tr class="chosen"><td>(\d) \(best\)', page) == ["1"]
+    assert "of the best epoch, 1" in page

@@ -84,7 +84,7 @@ def test_two_workers_end_with_the_weights_of_one_to_the_bit(
     trained: TrainResult, bundle: Bundle, dataset: str
 ) -> None:
     train = TrainSettings(num_workers=2, **TRAIN).for_task("multilabel")
-    assert train.monitor == "mean_average_precision"
+    assert (train.monitor, train.label_smoothing) == ("mean_average_precision", 0.0)
     manifest = load_manifest(dataset)
     job = TrainJob(trained.run, dataset, manifest, bundle.specs, MODEL, train, PIPELINE, 1, 0, False, 0.0)
     theirs = build_model(job.specs, len(manifest.classes), MODEL)

@@ -53,7 +53,10 @@ def open_ngrams(content: str) -> Ngrams:
 
 
 class Ngrams:
-    """See :class:`xmodal_dist.modalities.tokenizer.TextTokenizer`; a record has each id at most once."""
+    """See :class:`xmodal_dist.modalities.tokenizer.TextTokenizer`; a record has each id at most once.
+
+    From ``first_piece`` on, ids are of pieces of words.
+    """
 
     unknown = (_NOTHING_KNOWN, FIRST_ID)
     marks: tuple[int, ...] = ()

@@ -88,7 +88,8 @@ class TextModality(Modality[TextSettings]):
     def fit(self, settings: TextSettings, table: pa.Table) -> Fitted:
         """``num_tokens``, ``vocab_size`` and the tokenizer as a file; equal samples give equal ones.
 
-        With a learned tokenizer also ``token_rows``, the records of the sample that hold each token; with that of a
+        With a learned tokenizer also ``token_rows``, the records of the sample that hold each token, and their number
+        ``rows``; with n-grams ``first_piece``, from which on ids are of pieces of words; with the tokenizer of a
         pretrained encoder also what the encoder asked for.
         """
         columns, _ = _texts([column.combine_chunks() for column in table.columns])

@@ -26,7 +26,7 @@ class AdamWithTables(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update; ``closure`` is not supported."""
+        """One update of all groups; ``closure`` as of any optimizer."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["table"]]
         try:
@@ -79,18 +79,18 @@ def adamw(
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = (scales.get(parameter, 1.0), parameter.ndim >= 2, parameter in tables)
-            groups.setdefault(kind, []).append(parameter)
+            key = (scales.get(parameter, 1.0), parameter.ndim >= 2, parameter in tables)
+            groups.setdefault(key, []).append(parameter)
     _spare_the_compiler()
     optimizer = AdamWithTables(
         [
             {
-                "params": groups[kind],
-                "weight_decay": weight_decay * kind[1],
-                "rate_scale": kind[0],
-                "table": kind[2],
+                "params": groups[scale, decays, table],
+                "weight_decay": weight_decay * decays,
+                "rate_scale": scale,
+                "table": table,
             }
-            for kind in sorted(groups, reverse=True)
+            for scale, decays, table in sorted(groups, reverse=True)
         ],
         betas=(0.9, 0.98),
         eps=1e-6,
@@ -115,7 +115,7 @@ def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: 
 
 
 def _tables(model: nn.Module) -> set[torch.Tensor]:
-    """Embeddings that begin with nothing."""
+    """The weights of embeddings, but for those of pretrained networks, whose rows have learned their sizes already."""
     pretrained = {
         p for part in model.modules() if isinstance(part, Pretrained) for p in part.backbone.parameters()
     }

@@ -61,9 +61,9 @@ class TrainSettings(Settings):
             (Zhang et al. 2018); 0 turns it off.
         ema_decay: validation and the bundle take an exponential moving average of the weights with this decay a step,
             shorter in the first steps; 0 takes the weights themselves.
-        monitor: validation figure that chooses the best epoch (of equal ones the latest) and stops early; by default
-            the loss at the best temperature, since the model is calibrated afterwards; of multilabel
-            ``mean_average_precision``.
+        monitor: validation figure that chooses the epoch to keep and stops early: the latest epoch within a standard
+            error of the best, of figures without an error of equal ones the latest. By default the loss at the best
+            temperature, since the model is calibrated afterwards; of multilabel ``mean_average_precision``.
         patience_epochs: stop after this many epochs without a better one; 0 never stops early.
         precision: ``auto`` takes bfloat16 where the accelerator has it, else float32.
         checkpoint_every_steps: a checkpoint at every so many global steps, besides each epoch's; 0 for none.
