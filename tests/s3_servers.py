@@ -22,6 +22,8 @@ __all__ = ["BUCKET", "environment_of", "moto_server", "seaweed_server", "use_s3"
 
 BUCKET = "records"
 _START_S = 60.0
+# SeaweedFS's catalogs listen at fixed ports, where a second server on the machine would find the first one's.
+_NO_CATALOGS = ("-s3.port.iceberg=0", "-s3.port.lance=0")
 
 
 def environment_of(url: str) -> dict[str, str]:
@@ -63,7 +65,7 @@ def seaweed_server(folder: Path) -> Iterator[str]:
     with open(folder / "weed.log", "wb") as log:
         process = subprocess.Popen(
             [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", "-volume.max=20",
-             "-master.volumeSizeLimitMB=64", *options],
+             "-master.volumeSizeLimitMB=64", *_NO_CATALOGS, *options],
             stdout=log, stderr=log,
         )  # fmt: skip
     url = f"http://127.0.0.1:{ports[-1]}"
@@ -111,9 +113,12 @@ def _make_bucket(url: str) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; SeaweedFS listens at each and at 10,000 above it."""
+    """Ports that are free now; SeaweedFS listens at each and at 10,000 above it.
+
+    All lie below those that Linux gives to outgoing connections (from 32,768).
+    """
     found: list[int] = []
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 1000):
+    for port in random.Random(os.getpid()).sample(range(20_000, 22_700), 1000):
         with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", port))
             second.bind(("127.0.0.1", port + 10_000))
