@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,13 @@ pytestmark = [
 ]  # fmt: skip
 
 _RECORDS, _STEPS = 7500, 1000
-_TRAIN = (
-    "--num-workers", "4", "--set", "train.min_workers=1", "--set", "train.resize_interval_s=2",
-    "--set", "train.epochs=1", "--set", "train.batch_size=6", "--set", "train.lanes=6", "--set", "model.width=16",
-    "--set", "train.log_every_steps=1", "--set", "train.checkpoint_every_steps=20",
+_ALONE_S = 40.0  # until Ray has missed a host, and its workers have ended
+_ELASTIC = ("--set", "train.min_workers=1", "--set", "train.resize_interval_s=2")
+_TRAIN_SET_NUMBER = (
+    "--num-workers", "4", "--set", "train.epochs=1", "--set", "train.batch_size=6", "--set", "train.lanes=6",
+    "--set", "model.width=16", "--set", "train.log_every_steps=1", "--set", "train.checkpoint_every_steps=20",
 )  # fmt: skip
+_TRAIN = (*_TRAIN_SET_NUMBER, *_ELASTIC)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,24 @@ def test_a_run_whose_head_dies_says_to_give_the_command_again_and_goes_on_exactl
     assert _difference(run, undisturbed) == 0
 
 
+def test_a_run_of_a_set_number_of_workers_waits_for_a_host_and_goes_on_exactly(
+    hosts: Nodes, dataset: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with hosts.submit("train", "--data", dataset, "--output", str(run), *_TRAIN_SET_NUMBER) as end:
+        wait_until(lambda: len(_steps(run)) >= 60)
+        hosts.script("kill", 3)
+        time.sleep(_ALONE_S)
+        assert len(_workers(run)) == 1
+        hosts.script("start", 3)
+        joined_s = time.time()
+        print(f"one joined: {wait_until(lambda: len(_workers(run)) > 1) - joined_s:.0f} s until it trained")
+        ended = end()
+    assert ended.code == 0, ended.text
+    assert [len(workers) for workers in _workers(run)] == [4, 4]
+    assert _difference(run, undisturbed) == 0
+
+
 def _score(dataset: str, run: Path, output: Path) -> tuple[str, ...]:
     bundle = str(run / "bundle")
     small = ("--set", "score.unit_rows=5", "--num-workers", "4")
@@ -178,6 +199,29 @@ def test_a_search_runs_on_several_hosts(hosts: Nodes, dataset: str, tmp_path: Pa
     assert ended.code == 0 and (search / "bundle").is_dir(), ended.text
     trials = sorted(search.glob("trials/*"))
     assert len(trials) == 3 and len({_workers(trial)[0][0] for trial in trials}) > 1
+
+
+def test_a_search_whose_head_dies_is_continued_by_the_same_command(
+    hosts: Nodes, dataset: str, tmp_path: Path
+) -> None:
+    search = tmp_path / "search"
+    command = ("tune", "--data", dataset, "--output", str(search), "--trials", "6", "--set", "train.epochs=4")
+    with hosts.submit(*command) as end:
+        wait_until(lambda: len(_trials(search)) >= 2)
+        hosts.script("kill", 0)
+        ended = end()
+    assert ended.code == 75 and "same command" in ended.text, ended.text
+    hosts.renew(range(4))
+    before = _trials(search)
+    ended = hosts.run(*command)
+    assert ended.code == 0 and (search / "bundle").is_dir(), ended.text
+    assert _trials(search)[: len(before)] == before
+    assert sorted(trial["trial"] for trial in _trials(search)) == list(range(6))
+
+
+def _trials(search: Path) -> list[dict[str, Any]]:
+    path = search / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_the_checks_see_every_host(hosts: Nodes, tmp_path: Path) -> None:

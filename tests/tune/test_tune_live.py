@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from xmodal_dist.errors import XmodalError
 from xmodal_dist.train.settings import TrainSettings
+from xmodal_dist.tune import live
 from xmodal_dist.tune.choice import best_seed, choose, pareto
 from xmodal_dist.tune.engine import Running
 from xmodal_dist.tune.ledger import Planned, TrialRecord
@@ -48,6 +50,19 @@ def test_lines_for_those_who_log_and_a_table_on_a_terminal() -> None:
         assert ("2/9" in shown and "best accuracy 0.8500 (trial 0); best running 0.7500" in shown) == terminal
         assert ("2 running, 2 finished, 0 stopped, 1 failed" in shown) == terminal
         assert ("min left" in shown) == terminal
+
+
+def test_those_who_log_hear_once_a_minute_how_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(s=0)
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.s))
+    text = io.StringIO()
+    settings, train = SearchSettings(budget_minutes=10), TrainSettings(epochs=9, monitor="accuracy")
+    with LiveTable(settings, train, Console(file=text, width=160)) as table:
+        for clock.s in range(0, 200, 10):
+            table([Running(Planned(3, {}, 0), 2, {"accuracy": 0.75})], {0: _ended(0, 0.8)})
+    lines = text.getvalue().splitlines()
+    assert [line.rsplit("; ", 1)[1] for line in lines] == ["about 9 min left", "about 8 min left"]
+    assert all("best accuracy 0.8000 (trial 0); best running 0.7500; 1 running" in line for line in lines)
 
 
 def test_long_settings_leave_room_for_the_figures() -> None:

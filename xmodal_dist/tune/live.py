@@ -1,4 +1,4 @@
-"""A search as it goes, on stderr: a live table on a terminal, a line for each trial that ends elsewhere."""
+"""A search as it goes, on stderr: a live table on a terminal; elsewhere lines, as trials end and once a minute."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = ["LiveTable", "short_values"]
 
 _MOST_ROWS = 12
 _REFRESH_S = 0.5
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class LiveTable:
@@ -63,11 +64,18 @@ class LiveTable:
         news = [record for number, record in records.items() if number not in self._told]
         self._told |= set(records)
         for record in news:
-            self._console.print(self._line(record), highlight=False, soft_wrap=True, markup=False)
-        now_s = time.monotonic()
-        if self._console.is_terminal and (news or now_s - self._shown_s > _REFRESH_S):
-            self._shown_s = now_s
-            self._live.update(self._view(running, records), refresh=True)
+            self._print(self._line(record))
+        since_s = time.monotonic() - self._shown_s
+        if self._console.is_terminal:
+            if news or since_s > _REFRESH_S:
+                self._shown_s = time.monotonic()
+                self._live.update(self._view(running, records), refresh=True)
+        elif since_s > _SECONDS_BETWEEN_LINES:
+            self._shown_s = time.monotonic()
+            self._print(self._headline(running, records))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _line(self, record: TrialRecord) -> str:
         name = self._metrics[0]
