@@ -18,10 +18,24 @@ from xmodal_dist.train.stopwatch import Stopwatch
 LANES, ROWS_PER_LANE, WORKERS = 8, 3, 3
 
 
+class _WordsAndNumbers(nn.Module):
+    """A network over numbers [B, 6], the first of which also name words of a large and a small table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Embedding(40_000, 4), nn.Embedding(20, 4)
+        self.hidden, self.out = nn.Linear(6, 4), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        words = (x[:, :3].abs() * 4).long().clamp(max=19)
+        hidden: torch.Tensor = self.hidden(x) + self.large(words * 2_000).sum(1) + self.small(words).sum(1)
+        return torch.as_tensor(self.out(nn.functional.silu(hidden)))
+
+
 def _gradient(by_lane: bool, rank: int, num_workers: int, wrapped: bool) -> torch.Tensor:
     """Of the mean loss over all lanes' rows, flat."""
     torch.manual_seed(0)
-    bare = nn.Sequential(nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, 1))
+    bare = _WordsAndNumbers()
     x = torch.randn(LANES, ROWS_PER_LANE, 6)[rank::num_workers].reshape(-1, 6)
     model = DistributedDataParallel(bare, gradient_as_bucket_view=True) if wrapped else bare
 

@@ -50,6 +50,7 @@ class NgramBag(nn.Module):
             mode="sum",
             per_sample_weights=of_words + of_pieces,
             padding_idx=self.embed.padding_idx,
+            sparse=self.embed.sparse,
         )
 
 

@@ -97,7 +97,12 @@ class TextEncoder(nn.Module):
         number = mask.sum(dim=1, keepdim=True).clamp(min=1).to(self.weights.dtype)
         shares = self.weights[ids] * mask / number.sqrt()
         return F.embedding_bag(
-            ids, self.embed.weight, mode="sum", per_sample_weights=shares, padding_idx=self.embed.padding_idx
+            ids,
+            self.embed.weight,
+            mode="sum",
+            per_sample_weights=shares,
+            padding_idx=self.embed.padding_idx,
+            sparse=self.embed.sparse,
         )
 
     def _in_order(self, sequence: _Transformer | _Recurrent, ids: torch.Tensor) -> torch.Tensor:

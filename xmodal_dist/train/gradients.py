@@ -10,7 +10,7 @@ hardly ever reaches the float32 that it is rounded to. So any number of workers 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from xmodal_dist.train.stopwatch import Stopwatch
 
 __all__ = ["accumulate", "accumulate_by_lane", "pieces"]
 
+_MIN_SPARSE = 2**16
+"""Numbers in a table from which listing its rows costs less than adding all of them."""
 _Backward = Callable[[slice], None]
 """Runs forward and backward over some rows of the batch, adding to the parameters' gradients."""
 
@@ -61,7 +63,7 @@ def accumulate_by_lane(
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=wide, device=device)
     split = torch.split(total, [p.numel() for p in parameters])
     parts = [part.view_as(p) for part, p in zip(split, parameters, strict=True)]
-    with _no_sync(model):
+    with _no_sync(model), _sparse_tables(model):
         for lane in lanes:
             for parameter in parameters:
                 parameter.grad = None
@@ -69,12 +71,35 @@ def accumulate_by_lane(
                 backward(rows)
             for part, parameter in zip(parts, parameters, strict=True):
                 if parameter.grad is not None:
-                    part += parameter.grad
+                    _add(parameter.grad, part)
     if num_workers > 1:
         with watch.stage("synchronise"):
             dist.all_reduce(total)
     for part, parameter in zip(parts, parameters, strict=True):
         parameter.grad = part.to(parameter.dtype)
+
+
+def _add(gradient: torch.Tensor, total: torch.Tensor) -> None:
+    """Add a lane's gradient to the total, in place; one of a table lists the rows that were looked up, some twice."""
+    total += gradient.coalesce().to(total.dtype) if gradient.is_sparse else gradient
+
+
+@contextlib.contextmanager
+def _sparse_tables(model: nn.Module) -> Iterator[None]:
+    """In the block, large tables of embeddings have gradients of the rows that were looked up alone.
+
+    A vocabulary has tens of thousands of rows, and a lane looks some hundred of them up.
+    """
+    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    tables = [part for part in embeddings if part.weight.numel() >= _MIN_SPARSE]
+    before = [table.sparse for table in tables]
+    for table in tables:
+        table.sparse = True
+    try:
+        yield
+    finally:
+        for table, sparse in zip(tables, before, strict=True):
+            table.sparse = sparse
 
 
 def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -45,14 +45,14 @@ class AdamWithTables(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(table)
             state["exp_avg_sq"] = table.new_zeros(())
         state["step"] += 1
-        squares = gradient.square().sum(dim=1)
+        squares = torch.linalg.vector_norm(gradient, dim=1).square()
         touched = (squares > 0).sum().clamp(min=1) * table.shape[1]
         state["exp_avg"].lerp_(gradient, 1 - beta1)
         state["exp_avg_sq"].lerp_(squares.sum() / touched, 1 - beta2)
         step = int(state["step"])
         size = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
         table.mul_(1 - group["lr"] * group["weight_decay"])
-        table.sub_(state["exp_avg"] * (group["lr"] / (1 - beta1**step) / size))
+        table.addcmul_(state["exp_avg"], group["lr"] / (1 - beta1**step) / size, value=-1)
 
 
 def adamw(
