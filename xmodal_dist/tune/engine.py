@@ -181,10 +181,10 @@ def _interrupts_as_before() -> Iterator[None]:
 
 
 def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
-    """Scores after each epoch of the trials that have ended, but for the run's own settings, which nothing judges."""
+    """Scores after each epoch of the trials that have ended."""
     name, past = base.metrics[0], []
     for record in ledger.records.values():
-        if record.trial and record.state != "failed" and record.repeat_of is None and name != "parameters":
+        if record.state != "failed" and record.repeat_of is None and name != "parameters":
             lines = read_epochs(ledger.run_of(record.trial))
             for_each = ({str(name): line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
             past.append([score_of(metrics, (name,)) for metrics in for_each])

@@ -69,7 +69,10 @@ def make_scheduler(
 
 
 class SparingScheduler(TrialScheduler):
-    """A scheduler that never sees trial 0, the run's own settings: it trains to its end, as a measure.
+    """A scheduler that never stops trial 0, the run's own settings: it trains to its end, as a measure.
+
+    ASHA measures the others by it from the first rung on, where it would let the first ones pass unmeasured. Schedulers
+    that pause trials never see it.
 
     Args:
         inner: decides on all others.
@@ -78,6 +81,7 @@ class SparingScheduler(TrialScheduler):
     def __init__(self, inner: TrialScheduler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._inner = inner
+        self._sees_spared = isinstance(inner, AsyncHyperBandScheduler)
 
     @property
     def supports_buffered_results(self) -> bool:
@@ -90,31 +94,32 @@ class SparingScheduler(TrialScheduler):
         return metric is None and mode is None
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Told where the trial is not spared; PBT, which refuses any search algorithm, is told of none."""
-        if not _spared(trial):
+        """Told where it sees the trial; PBT, which refuses any search algorithm, is told of none."""
+        if self._sees(trial):
             if isinstance(self._inner, PopulationBasedTraining):
                 tune_controller = SimpleNamespace(search_alg=None)
             self._inner.on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Told where the trial is not spared."""
-        if not _spared(trial):
+        """Told where it sees the trial."""
+        if self._sees(trial):
             self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The inner one's decision."""
-        if _spared(trial):
+        """The inner one's decision, but for a spared one."""
+        if not self._sees(trial):
             return str(TrialScheduler.CONTINUE)
-        return str(self._inner.on_trial_result(tune_controller, trial, result))
+        decision = str(self._inner.on_trial_result(tune_controller, trial, result))
+        return str(TrialScheduler.CONTINUE) if _spared(trial) else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Told where the trial is not spared."""
-        if not _spared(trial):
+        """Told where it sees the trial."""
+        if self._sees(trial):
             self._inner.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Told where the trial is not spared."""
-        if not _spared(trial):
+        """Told where it sees the trial."""
+        if self._sees(trial):
             self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -133,6 +138,9 @@ class SparingScheduler(TrialScheduler):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a search is resumed from its own files."""
+
+    def _sees(self, trial: Any) -> bool:
+        return self._sees_spared or not _spared(trial)
 
 
 def check_population(base: TrialBase, space: Space) -> None:
