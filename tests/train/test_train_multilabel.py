@@ -204,6 +204,30 @@ def test_the_learning_rate_can_be_swept(dataset: str) -> None:
     assert len(found.losses) == 20 and found.losses[-1] < found.losses[0]
 
 
+@pytest.mark.slow
+def test_settings_can_be_searched_and_the_best_ones_trained_anew(
+    ray_session: None, dataset: str, tmp_path: Path
+) -> None:
+    given = (
+        "train.epochs=2",
+        "train.batch_size=24",
+        "train.lanes=4",
+        "train.learning_rate=0.02",
+        "model.width=16",
+    )
+    search = ("search.final=retrain", "search.max_concurrent=1", "search.scheduler=asha")
+    found = api.tune(dataset, str(tmp_path / "search"), set=(*given, *search), trials=3)
+    assert found.summary["metric"] == "mean_average_precision"
+    assert sum(found.summary["trials"].values()) == 3 and "failed" not in found.summary["trials"]
+    retrained = load_bundle(str(tmp_path / "search" / "retrained" / "bundle"))
+    best = load_bundle(found.bundle)
+    assert best.fingerprint == retrained.fingerprint and best.task.name == "multilabel"
+    again = best.metrics["val"]["mean_average_precision"]
+    assert again == pytest.approx(found.best.metrics["mean_average_precision"], abs=1e-6)
+    test = json.loads((tmp_path / "search" / "test.json").read_text())
+    assert test["rows"] == 60 and test["bundle"] == best.fingerprint
+
+
 def test_datasets_of_the_other_kind_and_figures_that_it_lacks_are_refused(
     trained: TrainResult, tiny_dataset: str, dataset: str, tmp_path: Path
 ) -> None:
