@@ -130,6 +130,9 @@ def test_the_default_space_suits_the_fields_and_holds_the_defaults() -> None:
     names = set(space.dimensions)
     assert {"train.learning_rate", "train.weight_decay", "model.width", "model.fusion"} <= names
     assert {"fields.picture.rotation_deg", "fields.caption.token_dropout"} <= names
+    assert space.dimensions["fields.caption.encoder"].choice == ("bag", "ngrams")
+    for settled in ({"encoder": "gru"}, {"encoder_options": {"feature_dropout": 0.1}}):
+        assert "fields.caption.encoder" not in default_space(RUN._replace(fields={"caption": settled}))
     alone = Space(default_space(RUN._replace(kinds={"caption": "text"}, fields={})))
     assert "model.fusion" not in alone.dimensions and "fields.caption.token_dropout" in alone.dimensions
 

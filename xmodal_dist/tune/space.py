@@ -33,6 +33,8 @@ _OF_FIELDS = {
     "value_dropout": {"uniform": [0.0, 0.3]},
 }
 """Augmentation, of fields that have a setting of this name."""
+_ENCODERS = {"text": ("bag", "ngrams")}
+"""Of a kind of field, encoders that are about as fast, of which one suits small data and another large."""
 
 
 class Space:
@@ -118,13 +120,16 @@ class Space:
 
 
 def default_space(run: RunSettings) -> dict[str, Dimension]:
-    """Learning rate, weight decay, width, fusion, dropouts, and the augmentation that the dataset's fields have."""
+    """What suits the fields: learning rate, weight decay, width, fusion, dropouts, encoders of texts, augmentation."""
     space = {name: Dimension.model_validate(content) for name, content in _COMMON.items()}
     if len(run.kinds) == 1:
         space = {
             name: d for name, d in space.items() if name not in ("model.fusion", "model.modality_dropout")
         }
-    for field in run.kinds:
+    for field, kind in run.kinds.items():
+        encoders, prefix = _ENCODERS.get(kind, ()), f"fields.{field}.encoder"
+        if run.value_of(prefix) in encoders and not run.value_of(f"{prefix}_options"):
+            space[prefix] = Dimension(choice=encoders)
         for setting, content in _OF_FIELDS.items():
             name = f"fields.{field}.{setting}"
             if run.value_of(name) is not None:
