@@ -127,9 +127,9 @@ def default_space(run: RunSettings) -> dict[str, Dimension]:
             name: d for name, d in space.items() if name not in ("model.fusion", "model.modality_dropout")
         }
     for field, kind in run.kinds.items():
-        encoders, prefix = _ENCODERS.get(kind, ()), f"fields.{field}.encoder"
-        if run.value_of(prefix) in encoders and not run.value_of(f"{prefix}_options"):
-            space[prefix] = Dimension(choice=encoders)
+        name, encoders = f"fields.{field}.encoder", _ENCODERS.get(kind, ())
+        if run.value_of(name) in encoders and not run.value_of(f"{name}_options"):
+            space[name] = Dimension(choice=encoders)
         for setting, content in _OF_FIELDS.items():
             name = f"fields.{field}.{setting}"
             if run.value_of(name) is not None:
