@@ -137,9 +137,9 @@ def test_a_run_of_a_set_number_of_workers_waits_for_a_host_and_goes_on_exactly(
         hosts.script("kill", 3)
         time.sleep(_ALONE_S)
         assert len(_workers(run)) == 1
+        started_s = time.time()
         hosts.script("start", 3)
-        joined_s = time.time()
-        print(f"one joined: {wait_until(lambda: len(_workers(run)) > 1) - joined_s:.0f} s until it trained")
+        print(f"one started: {wait_until(lambda: len(_workers(run)) > 1) - started_s:.0f} s until it trained")
         ended = end()
     assert ended.code == 0, ended.text
     assert [len(workers) for workers in _workers(run)] == [4, 4]
