@@ -50,6 +50,12 @@ def test_of_epochs_that_validation_cannot_tell_apart_the_latest_is_kept() -> Non
     assert (progress.best, progress.stale_epochs) == (-0.4, 2)
 
 
+def test_an_epoch_that_was_lucky_with_its_one_error_does_not_keep_later_ones_out() -> None:
+    progress = Progress()
+    losses = [(0.110, 0.033), (0.004, 0.003), (0.033, 0.016), (0.015, 0.013)]
+    assert [progress.judge(-loss, error) for loss, error in losses] == [True, True, False, True]
+
+
 def test_a_figure_without_an_error_keeps_the_best_and_of_equal_ones_the_latest() -> None:
     progress = Progress()
     assert [progress.judge(value, 0.0) for value in (0.5, 0.5, 0.4, 0.5)] == [True, True, False, True]

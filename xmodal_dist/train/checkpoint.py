@@ -75,8 +75,9 @@ class Progress:
     def judge(self, value: float, error: float) -> bool:
         """Whether the epoch that has just ended is to be kept: no later one is as good as the best, within its error.
 
-        One standard error (Breiman et al. 1984): a small validation split cannot tell such epochs apart, and the latest
-        has trained the longest at the lowest rate.
+        One standard error, the larger of the two (after Breiman et al. 1984): a small validation split cannot tell such
+        epochs apart, and the latest has trained the longest at the lowest rate. The best one's error alone is too
+        small where an epoch was lucky with its few mistakes.
 
         Args:
             value: the monitored figure, more is better.
@@ -86,7 +87,7 @@ class Progress:
             self.best, self.floor, self.stale_epochs = value, value - error, 0
             return True
         self.stale_epochs += 1
-        return self.floor is not None and value >= self.floor
+        return self.floor is not None and value >= min(self.floor, self.best - error)
 
 
 def save_checkpoint(
