@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from xmodal_dist.bundle import load_bundle
 from xmodal_dist.dataset.schema import parse_field
 from xmodal_dist.ingest.pack import PackSettings, pack
 from xmodal_dist.train.log import read_metrics
+from xmodal_dist.tune.ledger import read_ledger
 
 pytestmark = [
     pytest.mark.cluster, pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1500),
@@ -146,6 +146,16 @@ def test_a_run_of_a_set_number_of_workers_waits_for_a_host_and_goes_on_exactly(
     assert _difference(run, undisturbed) == 0
 
 
+def _lose_the_head(hosts: Nodes, command: Sequence[str], when: Callable[[], bool]) -> None:
+    """Submit a command and kill the head; the job asks for the same command, and all hosts are started anew."""
+    with hosts.submit(*command) as end:
+        wait_until(when)
+        hosts.script("kill", 0)
+        ended = end()
+    assert ended.code == 75 and "same command" in ended.text, ended.text
+    hosts.renew(range(4))
+
+
 def _score(dataset: str, run: Path, output: Path) -> tuple[str, ...]:
     bundle = str(run / "bundle")
     small = ("--set", "score.unit_rows=5", "--num-workers", "4")
@@ -180,12 +190,7 @@ def test_scoring_whose_head_dies_is_continued_by_the_same_command(
 ) -> None:
     output = tmp_path / "scored"
     command = _score(dataset, undisturbed, output)
-    with hosts.submit(*command) as end:
-        wait_until(lambda: _parts(output) >= 100)
-        hosts.script("kill", 0)
-        ended = end()
-    assert ended.code == 75 and "same command" in ended.text, ended.text
-    hosts.renew(range(4))
+    _lose_the_head(hosts, command, lambda: _parts(output) >= 100)
     done = _parts(output)
     ended = hosts.run(*command)
     assert done >= 100 and ended.code == 0, ended.text
@@ -206,22 +211,14 @@ def test_a_search_whose_head_dies_is_continued_by_the_same_command(
 ) -> None:
     search = tmp_path / "search"
     command = ("tune", "--data", dataset, "--output", str(search), "--trials", "6", "--set", "train.epochs=4")
-    with hosts.submit(*command) as end:
-        wait_until(lambda: len(_trials(search)) >= 2)
-        hosts.script("kill", 0)
-        ended = end()
-    assert ended.code == 75 and "same command" in ended.text, ended.text
-    hosts.renew(range(4))
-    before = _trials(search)
+    _lose_the_head(hosts, command, lambda: len(read_ledger(str(search))) >= 2)
+    before = read_ledger(str(search))
     ended = hosts.run(*command)
     assert ended.code == 0 and (search / "bundle").is_dir(), ended.text
-    assert _trials(search)[: len(before)] == before
-    assert sorted(trial["trial"] for trial in _trials(search)) == list(range(6))
-
-
-def _trials(search: Path) -> list[dict[str, Any]]:
-    path = search / "trials.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    after = read_ledger(str(search))
+    assert {number: after[number] for number in before} == before
+    lines = [json.loads(line)["trial"] for line in (search / "trials.jsonl").read_text().splitlines()]
+    assert sorted(lines) == list(range(6))
 
 
 def test_the_checks_see_every_host(hosts: Nodes, tmp_path: Path) -> None:

@@ -208,15 +208,9 @@ def test_the_learning_rate_can_be_swept(dataset: str) -> None:
 def test_settings_can_be_searched_and_the_best_ones_trained_anew(
     ray_session: None, dataset: str, tmp_path: Path
 ) -> None:
-    given = (
-        "train.epochs=2",
-        "train.batch_size=24",
-        "train.lanes=4",
-        "train.learning_rate=0.02",
-        "model.width=16",
-    )
-    search = ("search.final=retrain", "search.max_concurrent=1", "search.scheduler=asha")
-    found = api.tune(dataset, str(tmp_path / "search"), set=(*given, *search), trials=3)
+    given = [f"train.{name}={value}" for name, value in TRAIN.items()]
+    search = ["search.final=retrain", "search.max_concurrent=1", "search.scheduler=asha"]
+    found = api.tune(dataset, str(tmp_path / "search"), set=[*given, *search], trials=3)
     assert found.summary["metric"] == "mean_average_precision"
     assert sum(found.summary["trials"].values()) == 3 and "failed" not in found.summary["trials"]
     retrained = load_bundle(str(tmp_path / "search" / "retrained" / "bundle"))

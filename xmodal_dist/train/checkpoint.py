@@ -49,7 +49,7 @@ class Progress:
         loss_sum, weight_sum: sums over this epoch's records, over all workers.
         rows_used, rows_rejected: records of this epoch so far, over all workers.
         best: monitored value of the best epoch, more is better; None before the first.
-        floor: least value that cannot be told from it.
+        floor: least value within its own standard error.
         best_epoch: the epoch that is kept, the latest of those; -1 before the first.
         best_checkpoint: directory name of its checkpoint.
         best_metrics: its validation metrics.

@@ -90,16 +90,15 @@ def _sparse_tables(model: nn.Module) -> Iterator[None]:
 
     A vocabulary has tens of thousands of rows, and a lane looks some hundred of them up.
     """
-    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding) and not part.sparse]
     tables = [part for part in embeddings if part.weight.numel() >= _MIN_SPARSE]
-    before = [table.sparse for table in tables]
     for table in tables:
         table.sparse = True
     try:
         yield
     finally:
-        for table, sparse in zip(tables, before, strict=True):
-            table.sparse = sparse
+        for table in tables:
+            table.sparse = False
 
 
 def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -65,13 +65,13 @@ class LiveTable:
         self._told |= set(records)
         for record in news:
             self._print(self._line(record))
-        since_s = time.monotonic() - self._shown_s
+        now_s = time.monotonic()
         if self._console.is_terminal:
-            if news or since_s > _REFRESH_S:
-                self._shown_s = time.monotonic()
+            if news or now_s - self._shown_s > _REFRESH_S:
+                self._shown_s = now_s
                 self._live.update(self._view(running, records), refresh=True)
-        elif since_s > _SECONDS_BETWEEN_LINES:
-            self._shown_s = time.monotonic()
+        elif now_s - self._shown_s > _SECONDS_BETWEEN_LINES:
+            self._shown_s = now_s
             self._print(self._headline(running, records))
 
     def _print(self, line: str) -> None:
