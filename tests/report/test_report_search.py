@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xmodal_dist.report.page import self_contained
-from xmodal_dist.report.search import SearchedTrial, render
+from xmodal_dist.report.search import SearchedTrial, render, verdict
 
 SPACE = {
     "train.learning_rate": {"loguniform": [1e-4, 1e-2], "when": {}},
@@ -30,7 +30,8 @@ def _trial(number: int, accuracy: float, state: str = "finished", **more: Any) -
 
 
 RESULT: dict[str, Any] = {
-    "best": {"trial": 1, "metrics": {"accuracy": 0.91}},
+    "metric": "accuracy", "best": {"trial": 1, "metrics": {"accuracy": 0.91}},
+    "evidence": {"trial": 1, "gain": 0.11, "error": 0.021, "is_better": True},
     "choices": [{"trial": 1, "seeds": [0, 1], "mean": 0.905, "std": 0.005, "values": {}}],
     "pareto": [], "epochs": 6, "epochs_asked": 8,
     "cost": {"wall_s": 9.0, "cpu_hours": 0.5, "gpu_hours": 0.25, "cpu_hours_measured": None},
@@ -51,6 +52,7 @@ def test_a_search_that_has_ended() -> None:
     assert "&lt;concat&gt;" in page and "<concat>" not in page and "loss is &lt;nan&gt;" in page
     assert "75 % of training every trial fully" in page and "seed 1 of trial 1" in page
     assert page.index("91.0 %</b>") < page.index("80.0 %</b>") < page.index("diverged")
+    assert "better than the default settings beyond chance: by 11.0 % (standard error 2.1 %)" in page
     assert "learning_rate: 0.001" in page and page.count("<polyline") == 4
 
 
@@ -66,3 +68,12 @@ def test_a_search_under_way_and_one_in_which_all_failed() -> None:
     trials = [_trial(n, 0.0, metrics={"loss": loss}) for n, loss in enumerate((0.9, 0.3))]
     page = render("mine", trials, loss, None, {}, "", None)
     assert page.index("0.300</b>") < page.index("0.900</b>")
+
+
+def test_the_verdict_says_when_the_default_settings_stay_and_why() -> None:
+    chance = {"trial": 3, "gain": 0.0109, "error": 0.0103, "is_better": False}
+    said = verdict({"metric": "calibrated_loss", "evidence": chance})
+    assert (
+        "Trial 3 is ahead by 0.0109 (standard error 0.0103)" in said and "the default settings stay" in said
+    )
+    assert verdict({"metric": "loss", "evidence": None}) == ""

@@ -9,7 +9,7 @@ from xmodal_dist.calibrate import Calibration
 from xmodal_dist.dataset.manifest import load_manifest
 from xmodal_dist.pipeline.chunks import Schedule
 from xmodal_dist.pipeline.reader import ChunkReader
-from xmodal_dist.train.calibration import calibration_chunks, fit_observed, observe
+from xmodal_dist.train.calibration import calibration_chunks, fit_observed, joined, observe
 
 __all__ = ["calibrated_by_ranks"]
 
@@ -23,4 +23,4 @@ def calibrated_by_ranks(bundle: Bundle, dataset: str, split: str, num_workers: i
         chunks = calibration_chunks(bundle, schedule, split, rank, num_workers)
         batches = [reader.read(chunk).records.to_batch() for chunk in chunks]
         found.append(observe(bundle, batches, 3, lambda _: contextlib.nullcontext()))
-    return fit_observed(bundle, found, "d", split)
+    return fit_observed(bundle, joined(found), "d", split)

@@ -58,7 +58,11 @@ def searched(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.slow
 def test_every_trial_ends_once_whatever_becomes_of_it(searched: Path) -> None:
     lines = [json.loads(line) for line in (searched / "trials.jsonl").read_text().splitlines()]
-    assert sorted(line["trial"] for line in lines) == list(range(6))
+    repeats = [line for line in lines if line["repeat_of"] is not None]
+    assert {(line["repeat_of"], line["seed"]) for line in repeats} >= {(0, 1)}, (
+        "the run's own settings are always"
+    )
+    assert sorted(line["trial"] for line in lines) == list(range(5 + len(repeats))) and len(repeats) <= 2
     by_number = {line["trial"]: line for line in lines}
     assert (by_number[KILLED]["state"], by_number[KILLED]["reason"]) == ("failed", "crashed")
     for line in lines:
@@ -68,7 +72,6 @@ def test_every_trial_ends_once_whatever_becomes_of_it(searched: Path) -> None:
     assert first["state"] == "finished" and first["epochs"] == EPOCHS
     assert first["values"] == {"train.learning_rate": 0.002, "model.dropout": 0.5}
     assert first["cpus"] == 1.0 and first["cpu_s"] > 0 and first["wall_s"] > 0
-    assert by_number[5]["repeat_of"] is not None and by_number[5]["seed"] == 1
     assert list((searched / "trials" / "00000" / "tensorboard").iterdir())
     assert not (searched / "ray").exists()
 
@@ -80,9 +83,11 @@ def test_the_best_on_validation_becomes_the_bundle_and_is_tested_once(
     result = json.loads((searched / "result.json").read_text())
     records = read_ledger(str(searched))
     best = records[result["best"]["trial"]]
-    assert result["choices"][0]["mean"] >= result["default"] or len(result["choices"][0]["seeds"]) == SEEDS
+    evidence, chosen = result["evidence"], result["choices"][0]
+    assert len(chosen["seeds"]) == SEEDS
+    assert (chosen["trial"] == 0) == (evidence is None or not evidence["is_better"])
     assert result["trials"]["finished"] == len([r for r in records.values() if r.state == "finished"])
-    assert result["epochs"] <= result["epochs_asked"] == 6 * EPOCHS
+    assert result["epochs"] <= result["epochs_asked"] == len(records) * EPOCHS
     highest = max(r.metrics["accuracy"] for r in records.values() if r.state == "finished")
     front = [n for n, r in records.items() if r.state == "finished" and r.metrics["accuracy"] == highest]
     assert result["pareto"] == sorted(front), "all networks have as many parameters"
@@ -147,6 +152,25 @@ def test_a_search_is_resumed_from_its_files(searched: Path, tiny_dataset: str, t
         "a trial was repeated"
     )
     assert (output / "test.json").stat().st_mtime_ns == told, "the test split was looked at again"
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_better_beyond_chance_takes_the_place_of_the_settings_of_the_run(
+    tiny_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"train.learning_rate": {"choice": [0.01]}}
+    given = [*(s for s in SET if "metrics" not in s), "train.learning_rate=0.000001"]
+    output = tmp_path / "search"
+    found = api.tune(tiny_dataset, str(output), config=_config(tmp_path, space), set=given, trials=2)
+    evidence = found.summary["evidence"]
+    assert found.best.trial == evidence["trial"] == 1 and evidence["is_better"]
+    first, second = (found.choices[place].mean for place in (1, 0))
+    assert evidence["gain"] == pytest.approx(first - second, rel=1e-3), (
+        "as validation said while they trained"
+    )
+    with pytest.raises(SystemExit):
+        main(["tune", "show", str(output)])
+    assert "better than the default settings beyond chance" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_search_needs_validation_records(tiny_source: Path, tmp_path: Path) -> None:

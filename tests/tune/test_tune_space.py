@@ -117,10 +117,10 @@ def test_a_grid_has_every_combination_once_and_leaves_out_what_does_not_apply() 
     points = list(space.grid())
     assert len(points) == 2 + 7 and len({str(point) for point in points}) == 9
     settings = SearchSettings(algorithm="grid")
-    grid = make_algorithm(space, settings, 1, 0)
+    grid = make_algorithm(space, settings, {}, 1, 0)
     assert [grid.ask(index) for index in range(10)] == [*points, None]
     with pytest.raises(UsageError, match="grid needs choice or integer"):
-        make_algorithm(_space(CONDITIONAL), settings, 1, 0)
+        make_algorithm(_space(CONDITIONAL), settings, {}, 1, 0)
 
 
 def test_the_default_space_suits_the_fields_and_holds_the_defaults() -> None:
@@ -140,7 +140,7 @@ def test_the_default_space_suits_the_fields_and_holds_the_defaults() -> None:
 @given(st.integers(0, 2**31), st.integers(0, 50))
 def test_random_trials_depend_on_seed_and_index_alone(seed: int, index: int) -> None:
     space, settings = _space(CONDITIONAL), SearchSettings(algorithm="random", seed=seed)
-    once, again = (make_algorithm(space, settings, 1, known) for known in (0, 7))
+    once, again = (make_algorithm(space, settings, {}, 1, known) for known in (0, 7))
     assert once.ask(index) == again.ask(index)
 
 
@@ -150,7 +150,7 @@ def test_the_estimator_learns_also_from_trials_that_it_is_told_of() -> None:
         {"train.learning_rate": {"uniform": [0.001, 1.0]}, **{k: CONDITIONAL[k] for k in ("model.fusion",)}}
     )
     settings = resolve_algorithm(SearchSettings(algorithm="optuna", scheduler="none"))
-    told = make_algorithm(space, settings, 1, 30)
+    told = make_algorithm(space, settings, {}, 1, 30)
     rng = np.random.default_rng(0)
     for _ in range(30):
         values = space.random_point(rng)
@@ -162,6 +162,23 @@ def test_the_estimator_learns_also_from_trials_that_it_is_told_of() -> None:
         v for v in asked if v and abs(v["train.learning_rate"] - 0.3) < 0.2 and v["model.fusion"] == "late"
     ]
     assert len(near) >= 10, "of random ones about 3 would be"
+
+
+def test_the_estimator_begins_around_the_settings_of_the_run_as_far_as_they_are_searched() -> None:
+    pytest.importorskip("optuna")
+    space = Space(default_space(RUN))
+    outside = space.base_point(RUN) | {"train.learning_rate": 1.0}
+    settings = resolve_algorithm(SearchSettings(algorithm="optuna"))
+    kept = {name: 0 for name in outside}
+    for seed in range(8):
+        algorithm = make_algorithm(space, settings.model_copy(update={"seed": seed}), outside, 1, 0)
+        for index in range(8):
+            values = algorithm.ask(index)
+            assert values is not None and space.contains(values)
+            for name in outside:
+                kept[name] += values[name] == outside[name]
+    assert kept.pop("train.learning_rate") == 0
+    assert all(16 <= count <= 56 for count in kept.values()), "about half of 64, of choices more"
 
 
 def test_what_cannot_go_together_is_told_before_anything_starts() -> None:

@@ -66,12 +66,16 @@ def show_search(
 
 
 def _show_end(state: dict[str, Any], output: str) -> None:
+    from xmodal_dist.report.search import verdict
+
     result, test = state["result"], state["test"]
     best, cost, name = result["best"], result["cost"], result["metric"]
     counts = ", ".join(f"{count} {state}" for state, count in result["trials"].items())
     say(f"{counts}; {result['epochs']} epochs of {result['epochs_asked']}, {_cost(cost)}")
     reached = f"validation {name} {best['metrics'][name]:.4f}, with the default settings {number(result['default'])}"
     say(f"best: trial {best['trial']}, {reached}")
+    if why := verdict(result):
+        say(f"  {why}")
     for setting, value in best["values"].items():
         say(f"  {setting}: {value}")
     if test:

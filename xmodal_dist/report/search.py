@@ -15,7 +15,7 @@ from xmodal_dist.report.parallel import axis_of, parallel
 from xmodal_dist.report.training import points
 from xmodal_dist.settings import shown
 
-__all__ = ["SearchedTrial", "render"]
+__all__ = ["SearchedTrial", "render", "verdict"]
 
 _LOWER_IS_BETTER = ("calibrated_loss", "loss", "parameters")
 _SHARES = ("accuracy", "macro_f1", "mean_average_precision", "micro_f1", "subset_accuracy")
@@ -81,12 +81,27 @@ def render(
         num_scored=len(scored),
         importance=[Bar(key, percent(value, 0), value, value / longest) for key, value in importance.items()],
         best_yaml=best_yaml,
+        verdict=verdict(result) if result else "",
         choices=[c for c in result["choices"] if len(c["seeds"]) > 1] if result else [],
         rows=rows,
         num_trials=len(trials),
         names=list(space),
         settings=flatten(identity["search"]),
     )
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """In a sentence, why the best by its figure was chosen or not; "" where the default settings are the best."""
+    evidence = result.get("evidence")
+    if evidence is None:
+        return ""
+    show = percent if result["metric"] in _SHARES else number
+    ahead = (
+        f"{show(evidence['gain'])} (standard error {show(evidence['error'])}) on the same validation records"
+    )
+    if evidence["is_better"]:
+        return f"Trial {evidence['trial']} is better than the default settings beyond chance: by {ahead}."
+    return f"Trial {evidence['trial']} is ahead by {ahead}, which may be chance: the default settings stay."
 
 
 def _cards(

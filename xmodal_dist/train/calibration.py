@@ -22,7 +22,7 @@ from xmodal_dist.pipeline.reader import ChunkReader
 from xmodal_dist.pipeline.stream import PipelineSettings, Readers, stream_steps
 from xmodal_dist.train.gradients import pieces
 
-__all__ = ["Observed", "calibrate_on", "calibration_chunks", "fit_observed", "observe"]
+__all__ = ["Observed", "calibrate_on", "calibration_chunks", "fit_observed", "joined", "observe"]
 
 _MAX_ROWS, _FEWEST_ROWS = 20_000, 500
 _MAX_LOGITS = 1 << 25
@@ -96,21 +96,24 @@ def observe(
                 kept = bundle.task.labelled(truth) & np.isfinite(logits).all(axis=(1, 2))
                 values = (rows.ids.numpy(), truth, rows.present.cpu().numpy(), logits)
                 found.append(Observed(*(value[kept] for value in values)))
-    return _joined(found)
+    return joined(found)
 
 
-def fit_observed(bundle: Bundle, found: Sequence[Observed], dataset: str, split: str) -> Calibration | None:
-    """The calibration of a bundle from what the ranks observed; None if that is no record at all."""
-    rows = _joined(found)
-    if not len(rows.ids):
+def joined(found: Sequence[Observed]) -> Observed:
+    """What several have observed, by id."""
+    order = np.argsort(np.concatenate([part.ids for part in found]))
+    return Observed(*(np.concatenate(parts)[order] for parts in zip(*found, strict=True)))
+
+
+def fit_observed(bundle: Bundle, found: Observed, dataset: str, split: str) -> Calibration | None:
+    """The calibration of a bundle from what was observed; None if that is no record at all."""
+    if not len(found.ids):
         return None
-    order = np.argsort(rows.ids)
-    logits = rows.logits[order]
     return fit_calibration(
-        {name: logits[:, place] for place, name in enumerate(_masks(bundle.specs))},
-        logits[:, -1],
-        rows.present[order],
-        rows.truth[order],
+        {name: found.logits[:, place] for place, name in enumerate(_masks(bundle.specs))},
+        found.logits[:, -1],
+        found.present,
+        found.truth,
         [spec.name for spec in bundle.specs],
         dataset=dataset,
         split=split,
@@ -153,14 +156,10 @@ def calibrate_on(
     )
     batches = (step.records.to_batch().to(device) for step in steps)
     found = observe(bundle, batches, None, lambda _: contextlib.nullcontext())
-    calibration = fit_observed(bundle, [found], manifest.fingerprint, split)
+    calibration = fit_observed(bundle, found, manifest.fingerprint, split)
     if calibration is None:
         raise DataError(f"{dataset}: no record of the split {split!r} could be decoded and predicted")
     return calibration
-
-
-def _joined(found: Sequence[Observed]) -> Observed:
-    return Observed(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def _masks(specs: Sequence[FieldSpec]) -> dict[str, list[bool]]:

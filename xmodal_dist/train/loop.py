@@ -29,7 +29,7 @@ from xmodal_dist.pipeline.chunks import Chunk
 from xmodal_dist.pipeline.stream import Readers, Step, stream_steps
 from xmodal_dist.train import finetune, validation
 from xmodal_dist.train.average import WeightAverage
-from xmodal_dist.train.calibration import calibration_chunks, fit_observed, observe
+from xmodal_dist.train.calibration import Observed, calibration_chunks, fit_observed, joined, observe
 from xmodal_dist.train.checkpoint import (
     Progress,
     checkpoint_name,
@@ -45,7 +45,6 @@ from xmodal_dist.train.job import TrainJob
 from xmodal_dist.train.log import MetricsLog, read_metrics
 from xmodal_dist.train.optim import adamw, learning_rate_at
 from xmodal_dist.train.place import Place
-from xmodal_dist.train.settings import LOWER_IS_BETTER
 from xmodal_dist.train.step import StepSums, optimizer_step
 from xmodal_dist.train.stopwatch import RankTiming, Stopwatch
 
@@ -94,6 +93,7 @@ class Worker:
         self.reasons = Counter[str]()
         self.reader_cpu_s = 0.0  # of other processes; threads are counted with this one
         self.records = 0
+        self.observed: Observed | None = None
         self.first_step = self.progress.global_step
         self.log = MetricsLog(job.run, self.rank, self.progress.global_step)
         self._log_start()
@@ -123,7 +123,10 @@ class Worker:
         self._end_epoch(self._validate())
 
     def finish(self) -> dict[str, Any]:
-        """Make the bundle of the best epoch so far, and return a summary on rank 0."""
+        """Make the bundle of the best epoch so far, and return a summary on rank 0.
+
+        There ``observed`` then is what the bundle says of the validation records; None without any.
+        """
         bundle = self._best_bundle()
         bundle = replace(bundle, calibration=self._calibrate(bundle))
         cpu_s, ranks = self._cpu_s(), self._gather(self.watch.timing())
@@ -197,7 +200,7 @@ class Worker:
         records = progress.rows_used
         progress.epoch, progress.step = epoch + 1, 0
         progress.loss_sum, progress.weight_sum, progress.rows_used, progress.rows_rejected = 0.0, 0.0, 0, 0
-        kept = progress.judge(*_monitored(metrics, train_loss, train.monitor))
+        kept = progress.judge(*validation.monitored(metrics, train_loss, train.monitor))
         if kept:
             progress.best_epoch, progress.best_metrics = epoch, metrics
             progress.best_checkpoint = checkpoint_name(progress)
@@ -364,8 +367,11 @@ class Worker:
         self.rejected.clear()  # the epochs' validation has counted them
         with self.watch.stage("synchronise"):
             every = self._gather(found)
+        if self.rank:
+            return None
+        self.observed = joined(every)
         with self.watch.stage("evaluation"):
-            return fit_observed(bundle, every, job.manifest.fingerprint, "val") if self.rank == 0 else None
+            return fit_observed(bundle, self.observed, job.manifest.fingerprint, "val")
 
     def _finish(self, bundle: Bundle, cpu_s: float, ranks: list[RankTiming]) -> dict[str, Any]:
         """Write the bundle and goodput.json."""
@@ -390,11 +396,3 @@ class Worker:
         """Say who trains; the process ids let an operator find a worker."""
         workers, job = self._gather(self.place.describe()), self.job
         self.log.start(self.progress, workers, self.steps, job.train.epochs, job.started_s)
-
-
-def _monitored(metrics: dict[str, Any], train_loss: float, monitor: str) -> tuple[float, float]:
-    """The figure to maximise and its standard error, 0 where it has none; without a val split, the training loss."""
-    if not metrics:
-        return -train_loss, 0.0
-    value = -float(metrics[monitor]) if monitor in LOWER_IS_BETTER else float(metrics[monitor])
-    return value, float(metrics.get(f"{monitor}_error", 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,9 @@ from xmodal_dist.model.classifier import CrossModalClassifier
 from xmodal_dist.multilabel import from_outcomes, ranked_precision
 from xmodal_dist.task import MULTICLASS, MULTILABEL, Task
 from xmodal_dist.train.gradients import pieces
+from xmodal_dist.train.settings import LOWER_IS_BETTER
 
-__all__ = ["LabelSetTotals", "Totals", "totals"]
+__all__ = ["LabelSetTotals", "Totals", "monitored", "totals"]
 
 _INVERSE_TEMPERATURES = [2.0 ** (k / 4) for k in range(-12, 13)]
 _AT_ONE = _INVERSE_TEMPERATURES.index(1.0)
@@ -30,6 +31,7 @@ _BINS, _BINS_PER_NAT = 4096, 128
 
 class _Totals(Protocol):
     def add(self, model: CrossModalClassifier, specs: Sequence[FieldSpec], batch: Batch) -> None: ...
+    def add_said(self, logits: torch.Tensor, labels: torch.Tensor) -> None: ...
     def reduce(self, num_workers: int, rows: int) -> dict[str, Any]: ...
 
 
@@ -54,14 +56,17 @@ class Totals:
         batch = transform(specs, batch, augment=False)
         logits = model(batch.inputs, batch.present).fused.float()
         real = batch.labels >= 0
-        labels, logits = batch.labels[real], logits[real]
+        self.add_said(logits[real], batch.labels[real])
+        self._rejected += int((batch.ids >= 0).sum()) - real.sum()
+
+    def add_said(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add what a model said, [n, C], of records with these labels, [n]."""
         cells = labels * len(self._confusion) + logits.argmax(dim=1)
         counts = torch.bincount(cells, minlength=self._confusion.numel())
         self._confusion += counts.view_as(self._confusion)
         for place, inverse in enumerate(_INVERSE_TEMPERATURES):
             losses = F.cross_entropy(logits * inverse, labels, reduction="none").double()
             self._losses[:, place] += torch.stack([losses.sum(), losses.square().sum()])
-        self._rejected += int((batch.ids >= 0).sum()) - real.sum()
 
     def reduce(self, num_workers: int, rows: int) -> dict[str, Any]:
         """Metrics over all ranks.
@@ -125,18 +130,21 @@ class LabelSetTotals:
         for part in pieces(slice(0, len(batch)), self._rows_at_once):
             rows = transform(specs, batch.slice(part.start, part.stop), augment=False)
             real = MULTILABEL.labelled(rows.labels)
-            labels = rows.labels[real].to(torch.int64)
-            logits = model(rows.inputs, rows.present).fused.float()[real]
-            # The middle bin begins at 0. A model that has diverged is told so by its loss.
-            bins = (logits.nan_to_num() * _BINS_PER_NAT).floor() + _BINS // 2
-            bins = bins.clamp(0, _BINS - 1).to(torch.int64)
-            cells = (labels * (len(self._counts) // 2) + self._offsets + bins).flatten()
-            self._counts.index_add_(0, cells, torch.ones_like(cells))
-            right = ((logits >= 0) == (labels > 0)).all(dim=1)
-            self._sums[0] += MULTILABEL.losses(logits, labels).double().sum()
-            self._sums[1] += right.sum()
-            self._sums[2] += real.sum()
+            self.add_said(model(rows.inputs, rows.present).fused.float()[real], rows.labels[real])
             self._sums[3] += float((rows.ids >= 0).sum()) - float(real.sum())
+
+    def add_said(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add what a model said, [n, C], of records with these labels, [n, C]."""
+        labels = labels.to(torch.int64)
+        # The middle bin begins at 0. A model that has diverged is told so by its loss.
+        bins = (logits.nan_to_num() * _BINS_PER_NAT).floor() + _BINS // 2
+        bins = bins.clamp(0, _BINS - 1).to(torch.int64)
+        cells = (labels * (len(self._counts) // 2) + self._offsets + bins).flatten()
+        self._counts.index_add_(0, cells, torch.ones_like(cells))
+        right = ((logits >= 0) == (labels > 0)).all(dim=1)
+        self._sums[0] += MULTILABEL.losses(logits, labels).double().sum()
+        self._sums[1] += right.sum()
+        self._sums[2] += len(labels)
 
     def reduce(self, num_workers: int, rows: int) -> dict[str, Any]:
         """Metrics over all ranks; arguments as in :meth:`Totals.reduce`.
@@ -163,6 +171,14 @@ class LabelSetTotals:
             **from_outcomes(np.stack([hits, having.sum(axis=1), hits + said])),
             "subset_accuracy": right / max(seen, 1),
         }
+
+
+def monitored(metrics: Mapping[str, Any], train_loss: float, monitor: str) -> tuple[float, float]:
+    """The figure to maximise and its standard error, 0 where it has none; without a val split, the training loss."""
+    if not metrics:
+        return -train_loss, 0.0
+    value = -float(metrics[monitor]) if monitor in LOWER_IS_BETTER else float(metrics[monitor])
+    return value, float(metrics.get(f"{monitor}_error", 0.0))
 
 
 def _check_rows(seen: int, rejected: int, rows: int) -> None:

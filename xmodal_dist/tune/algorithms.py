@@ -21,6 +21,8 @@ from xmodal_dist.tune.space import Space
 __all__ = ["Algorithm", "make_algorithm", "resolve_algorithm"]
 
 _STARTUP_TRIALS = 8
+_KEPT = 0.5
+"""Chance of each of the run's own settings to be kept in a trial before enough is known."""
 
 
 class Algorithm(ABC):
@@ -59,9 +61,15 @@ class _Grid(Algorithm):
 
 
 class _Parzen(Algorithm):
-    """Optuna's tree-structured Parzen estimator; trials under way count as bad, so that workers do not crowd."""
+    """Optuna's tree-structured Parzen estimator; trials under way count as bad, so that workers do not crowd.
 
-    def __init__(self, space: Space, seed: int, num_objectives: int, num_known: int) -> None:
+    Its first trials are drawn around the run's own settings: of draws of all settings at once most have one that does
+    not suit, and a short search would learn from bad trials alone.
+    """
+
+    def __init__(
+        self, space: Space, seed: int, own: Mapping[str, Any], num_objectives: int, num_known: int
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -73,8 +81,13 @@ class _Parzen(Algorithm):
             )
         self._study = optuna.create_study(directions=["maximize"] * num_objectives, sampler=sampler)
         self._space, self._asked = space, dict[int | None, Any]()
+        self._seed, self._own = seed, {n: v for n, v in own.items() if space.contains({n: v})}
 
     def ask(self, index: int) -> dict[str, Any] | None:
+        if index < _STARTUP_TRIALS:
+            rng = np.random.default_rng([self._seed, index])
+            kept = {name: value for name, value in self._own.items() if rng.random() < _KEPT}
+            self._study.enqueue_trial(self._coded(kept))
         trial = self._study.ask()
         self._asked[index] = trial
 
@@ -102,10 +115,8 @@ class _Parzen(Algorithm):
         import optuna
 
         distributions: dict[str, Any] = {}
-        params: dict[str, Any] = {}
-        for name, value in values.items():
+        for name in values:
             dimension = self._space.dimensions[name]
-            params[name] = value if dimension.choice is None else dimension.choice.index(value)
             if dimension.choice is not None:
                 distributions[name] = optuna.distributions.CategoricalDistribution(
                     range(len(dimension.choice))
@@ -117,7 +128,17 @@ class _Parzen(Algorithm):
             else:
                 log = dimension.loguniform is not None
                 distributions[name] = optuna.distributions.FloatDistribution(low, high, log=log)
-        return optuna.trial.create_trial(params=params, distributions=distributions, values=list(objectives))
+        return optuna.trial.create_trial(
+            params=self._coded(values), distributions=distributions, values=list(objectives)
+        )
+
+    def _coded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """As the study knows them: of choices the place."""
+        choices = {name: self._space.dimensions[name].choice for name in values}
+        return {
+            name: value if (among := choices[name]) is None else among.index(value)
+            for name, value in values.items()
+        }
 
 
 def resolve_algorithm(settings: SearchSettings) -> SearchSettings:
@@ -148,17 +169,20 @@ def resolve_algorithm(settings: SearchSettings) -> SearchSettings:
     return settings.model_copy(update={"algorithm": name})
 
 
-def make_algorithm(space: Space, settings: SearchSettings, num_objectives: int, num_known: int) -> Algorithm:
+def make_algorithm(
+    space: Space, settings: SearchSettings, own: Mapping[str, Any], num_objectives: int, num_known: int
+) -> Algorithm:
     """The algorithm of a search.
 
     Args:
         space: where it looks.
         settings: of :func:`resolve_algorithm`.
+        own: the run's own values, which may lie outside.
         num_objectives: figures that each trial is told with.
         num_known: trials that it will be told of before it is asked.
     """
     if settings.algorithm == "grid":
         return _Grid(space)
     if settings.algorithm == "optuna":
-        return _Parzen(space, settings.seed, num_objectives, num_known)
+        return _Parzen(space, settings.seed, own, num_objectives, num_known)
     return _Random(space, settings.seed)

@@ -13,7 +13,10 @@ from xmodal_dist.tune.settings import Metric
 from xmodal_dist.tune.space import Space
 from xmodal_dist.tune.trial import TrialBase, objectives_of
 
-__all__ = ["Choice", "best_seed", "choose", "pareto", "summarise"]
+__all__ = ["Choice", "Evidence", "best_seed", "choose", "own_rival", "pareto", "summarise"]
+
+_ERRORS = 1.645
+"""Of a normal distribution one part in twenty lies beyond."""
 
 
 class Choice(NamedTuple):
@@ -28,6 +31,30 @@ class Choice(NamedTuple):
     trials: tuple[TrialRecord, ...]
     mean: float
     std: float | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether these are the run's own settings."""
+        return self.trials[0].trial == 0
+
+
+class Evidence(NamedTuple):
+    """What speaks for a trial and against the run's own settings.
+
+    Attributes:
+        trial: the best by its figure.
+        gain: by how much its figure is better.
+        error: standard error of that, over the validation records that both have seen; both 0 of fewer than two.
+    """
+
+    trial: int
+    gain: float
+    error: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether that is more than chance gives one time in twenty."""
+        return self.gain > _ERRORS * self.error
 
 
 def choose(records: Iterable[TrialRecord], metrics: Sequence[Metric]) -> tuple[Choice, ...]:
@@ -65,6 +92,17 @@ def choose(records: Iterable[TrialRecord], metrics: Sequence[Metric]) -> tuple[C
     return tuple(sorted(choices, key=rank))
 
 
+def own_rival(choices: Sequence[Choice], metric: Metric) -> Choice | None:
+    """The run's own settings, where others are better by a figure in which there is chance; else None.
+
+    Args:
+        choices: the best first.
+        metric: that decides.
+    """
+    own = next((choice for choice in choices if choice.is_own), None)
+    return None if own is choices[0] or metric == "parameters" else own
+
+
 def best_seed(choice: Choice, metrics: Sequence[Metric]) -> TrialRecord:
     """The seed of a choice that did best on validation."""
     return max(choice.trials, key=lambda r: (objectives_of(r.metrics, metrics[:1]), -r.trial))
@@ -87,6 +125,7 @@ def summarise(
     space: Space,
     base: TrialBase,
     choices: Sequence[Choice],
+    evidence: Evidence | None,
     best: TrialRecord,
     wall_s: float,
 ) -> dict[str, Any]:
@@ -94,8 +133,9 @@ def summarise(
 
     Returns:
         ``metric`` and ``metrics``; ``best``, the trial of the bundle; ``default``, the first metric of the run's own
-        settings; ``choices``, the best settings; ``trials``, counts by state; ``epochs`` trained, and ``epochs_asked``
-        had every trial trained to its end; ``cost`` of all attempts; ``space``, as it was searched.
+        settings; ``evidence``, what spoke for others than these, with ``is_better``, None where nothing did;
+        ``choices``, the best settings, the chosen ones first; ``trials``, counts by state; ``epochs`` trained, and
+        ``epochs_asked`` had every trial trained to its end; ``cost`` of all attempts; ``space``, as it was searched.
     """
     every, metrics = list(records.values()), base.metrics
     own = records.get(0)
@@ -112,6 +152,7 @@ def summarise(
             "metrics": best.metrics,
         },
         "default": own.metrics.get(metrics[0]) if own else None,
+        "evidence": evidence and {**evidence._asdict(), "is_better": evidence.is_better},
         "choices": [
             {
                 "trial": choice.trials[0].trial,

@@ -1,4 +1,4 @@
-"""What comes before and after the trials: the cache that they share, and the bundle of the best."""
+"""What comes before and after the trials: the cache that they share, and the bundles of the best."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import ray
 
 from xmodal_dist import storage
 from xmodal_dist.bundle import load_bundle, save_bundle
+from xmodal_dist.errors import DataError
+from xmodal_dist.train.calibration import Observed
 from xmodal_dist.train.launch import describe_data, launch
 from xmodal_dist.train.loop import Worker
 from xmodal_dist.train.place import Place
@@ -19,7 +22,7 @@ from xmodal_dist.tune.ledger import Planned, TrialRecord, run_of
 from xmodal_dist.tune.run import RunSettings
 from xmodal_dist.tune.trial import TrialBase, trial_job
 
-__all__ = ["drop_cache", "make_bundle", "with_cache"]
+__all__ = ["drop_cache", "make_bundle", "promote", "with_cache"]
 
 _CACHE_PREFIX = "xmodal-search-"
 
@@ -48,10 +51,22 @@ def drop_cache(base: TrialBase) -> None:
     ray.get([remove.options(scheduling_strategy=s).remote(path, ignore_errors=True) for s in strategies])
 
 
+def promote(base: TrialBase, records: Iterable[TrialRecord]) -> dict[int, Observed]:
+    """Make bundles of trials' best checkpoints in their run directories, calibrated on the validation split.
+
+    Returns:
+        By trial, what its bundle says of the validation records, with all fields that each has.
+    """
+    needs = base.needs
+    task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=3)(_promote)
+    planned = {record.trial: Planned(record.trial, record.values, record.seed) for record in records}
+    said = ray.get([task.remote(base, one) for one in planned.values()])
+    return dict(zip(planned, said, strict=True))
+
+
 def make_bundle(base: TrialBase, final: str, best: TrialRecord) -> str:
     """The best trial's model as ``OUTPUT/bundle``: from its checkpoint, or trained once more from the start."""
     target = storage.join(base.output, "bundle")
-    planned = Planned(best.trial, best.values, best.seed)
     if final == "retrain":
         run, place = base.run.with_values(best.values), storage.join(base.output, "retrained")
         bundle = launch(
@@ -65,13 +80,16 @@ def make_bundle(base: TrialBase, final: str, best: TrialRecord) -> str:
         ).bundle
     else:
         bundle = storage.join(run_of(base.output, best.trial), "bundle")
-        task = ray.remote(num_cpus=base.needs.cpus, num_gpus=base.needs.gpus, max_retries=3)(_promote)
-        ray.get(task.remote(base, planned))
+        promote(base, [best])
     save_bundle(target, load_bundle(bundle))
     return target
 
 
-def _promote(base: TrialBase, planned: Planned) -> dict[str, Any]:
-    """Make the bundle of a trial's best checkpoint, calibrated on the validation split, in this process."""
+def _promote(base: TrialBase, planned: Planned) -> Observed:
+    """Make the bundle of a trial in this process."""
     job = describe_data(trial_job(base, planned))
-    return Worker(job, Place.alone(job.use_gpu)).finish()
+    worker = Worker(job, Place.alone(job.use_gpu))
+    worker.finish()
+    if worker.observed is None:
+        raise DataError(f"{base.dataset}: no record of the split 'val' could be decoded")
+    return worker.observed._replace(logits=worker.observed.logits[:, -1:])

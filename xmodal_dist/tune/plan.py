@@ -52,7 +52,7 @@ class Plan:
         if len(numbers) > len(begun) and settings.trials is None:
             self._total = self._count  # the best were being repeated already
         self._own = space.base_point(run)
-        self._algorithm = make_algorithm(space, settings, len(metrics), len(known))
+        self._algorithm = make_algorithm(space, settings, self._own, len(metrics), len(known))
         for record in known:
             self.tell(record)
 
@@ -89,15 +89,15 @@ class Plan:
         self._algorithm.tell(self._index_of.get(record.trial), record.values, objectives)
 
     def repeats(self) -> list[Planned]:
-        """The best trials with the seeds that they have not been trained with yet."""
+        """The best trials, and the run's own settings, with the seeds that they have not been trained with yet."""
         settings, found = self._settings, self._repeats
         if settings.repeat_seeds == 1:
             return found
         first = [r for r in self._ledger.records.values() if r.repeat_of is None]
         have = {(p.repeat_of, p.seed) for p in found}
         have |= {(r.repeat_of, r.seed) for r in self._ledger.records.values()}
-        for choice in choose(first, self._metrics)[: settings.repeat_top]:
-            best = choice.trials[0]
+        choices = choose(first, self._metrics)
+        for best in (c.trials[0] for rank, c in enumerate(choices) if rank < settings.repeat_top or c.is_own):
             for seed in range(best.seed + 1, best.seed + settings.repeat_seeds):
                 if (best.trial, seed) not in have:
                     found.append(Planned(self._number, best.values, seed, best.trial))

@@ -1,7 +1,7 @@
 """A search from its settings to a bundle: plan, run trials, repeat the best with other seeds, choose. Read this first.
 
-The validation split alone decides. The first trial has the run's own settings and is never stopped early, so the best
-trial is never worse than they are.
+The validation split alone decides. The first trial has the run's own settings and is never stopped early; others take
+their place only where they are better beyond chance.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from xmodal_dist import storage
 from xmodal_dist.dataset.manifest import Manifest, load_manifest
 from xmodal_dist.errors import DataError
 from xmodal_dist.pipeline.fit import fit_fields
+from xmodal_dist.task import task_of
 from xmodal_dist.tune.algorithms import resolve_algorithm
-from xmodal_dist.tune.choice import Choice, best_seed, choose, summarise
+from xmodal_dist.tune.choice import Choice, Evidence, best_seed, choose, own_rival, summarise
 from xmodal_dist.tune.engine import Search, Watcher, run_trials
-from xmodal_dist.tune.final import drop_cache, make_bundle, with_cache
+from xmodal_dist.tune.evidence import weigh
+from xmodal_dist.tune.final import drop_cache, make_bundle, promote, with_cache
 from xmodal_dist.tune.ledger import RESULT_NAME, Ledger, TrialRecord
 from xmodal_dist.tune.plan import Plan
 from xmodal_dist.tune.resources import cluster_nodes, plan_needs
@@ -103,14 +105,27 @@ def search(
     if queue := plan.repeats():
         last = here._replace(settings=here.settings.model_copy(update={"scheduler": "none"}))
         run_trials(last, lambda: queue.pop(0) if queue else None, lambda _: None, watch, None)
-    choices = choose(ledger.records.values(), base.metrics)
+    choices, evidence = _choose(base, ledger)
     best = best_seed(choices[0], base.metrics)
     bundle = make_bundle(base, here.settings.final, best)
     drop_cache(base)
-    summary = summarise(ledger.records, here.space, base, choices, best, time.time() - began_s)
+    summary = summarise(ledger.records, here.space, base, choices, evidence, best, time.time() - began_s)
     payload = json.dumps(summary, indent=1) + "\n"
     storage.write_bytes(storage.join(output, RESULT_NAME), payload.encode())
     return SearchResult(output, bundle, best, choices, summary)
+
+
+def _choose(base: TrialBase, ledger: Ledger) -> tuple[tuple[Choice, ...], Evidence | None]:
+    """All settings, the best first: the run's own, unless others are better beyond chance."""
+    choices, metric = choose(ledger.records.values(), base.metrics), base.metrics[0]
+    own = own_rival(choices, metric)
+    if own is None:
+        return choices, None
+    said = promote(base, [*choices[0].trials, *own.trials])
+    evidence = weigh(choices[0], own, said, metric, task_of(base.manifest.task))
+    if not evidence.is_better:
+        choices = (own, *(choice for choice in choices if choice is not own))
+    return choices, evidence
 
 
 def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:

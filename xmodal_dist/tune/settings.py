@@ -88,8 +88,8 @@ class SearchSettings(Settings):
         scheduler: who stops trials early: ``asha`` (Li et al. 2020); ``hyperband`` (Li et al. 2018), which pauses them
             until their bracket is complete; ``pbt`` (Jaderberg et al. 2017), which lets bad trials go on from good ones
             with changed settings; ``none``.
-        metrics: what is optimised on the validation split; the first one chooses the best trial. Empty takes
-            ``train.monitor``.
+        metrics: what is optimised on the validation split; the first one chooses the best trial, if it is better than
+            the run's own settings beyond chance. Empty takes ``train.monitor``.
         trials: how many; None takes as many as ``budget_minutes`` allows, or 32 without one. ``hyperband`` and ``pbt``
             need a number: None takes 32 and 8.
         budget_minutes: no trial begins after these, and those under way end with their epoch.
@@ -102,7 +102,8 @@ class SearchSettings(Settings):
         gpus_per_worker: GPUs that each worker of a trial holds; below 1 several trials share one. None takes 1 where
             the cluster has that many, else 0.
         max_failures: a trial whose process died is continued at most so often.
-        repeat_seeds: the best trials are trained with so many seeds in all, and chosen by their mean.
+        repeat_seeds: the best trials and the run's own settings are trained with so many seeds in all, and chosen by
+            their mean.
         repeat_top: how many of the best.
         final: ``promote`` makes the best trial's checkpoint the bundle; ``retrain`` trains its settings once more.
     """
