@@ -65,7 +65,7 @@ def promote(base: TrialBase, records: Iterable[TrialRecord]) -> dict[int, Observ
 
 
 def make_bundle(base: TrialBase, final: str, best: TrialRecord) -> str:
-    """The best trial's model as ``OUTPUT/bundle``: from its checkpoint, or trained once more from the start."""
+    """The best trial's model as ``OUTPUT/bundle``: what :func:`promote` made, or trained once more from the start."""
     target = storage.join(base.output, "bundle")
     if final == "retrain":
         run, place = base.run.with_values(best.values), storage.join(base.output, "retrained")
@@ -80,7 +80,6 @@ def make_bundle(base: TrialBase, final: str, best: TrialRecord) -> str:
         ).bundle
     else:
         bundle = storage.join(run_of(base.output, best.trial), "bundle")
-        promote(base, [best])
     save_bundle(target, load_bundle(bundle))
     return target
 

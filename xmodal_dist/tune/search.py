@@ -107,6 +107,8 @@ def search(
         run_trials(last, lambda: queue.pop(0) if queue else None, lambda _: None, watch, None)
     choices, evidence = _choose(base, ledger)
     best = best_seed(choices[0], base.metrics)
+    if evidence is None and here.settings.final == "promote":
+        promote(base, [best])
     bundle = make_bundle(base, here.settings.final, best)
     drop_cache(base)
     summary = summarise(ledger.records, here.space, base, choices, evidence, best, time.time() - began_s)
