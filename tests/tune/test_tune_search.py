@@ -160,8 +160,13 @@ def test_a_trial_that_is_better_beyond_chance_takes_the_place_of_the_settings_of
 ) -> None:
     space = {"train.learning_rate": {"choice": [0.01]}}
     given = [*(s for s in SET if "metrics" not in s), "train.learning_rate=0.000001"]
-    output = tmp_path / "search"
-    found = api.tune(tiny_dataset, str(output), config=_config(tmp_path, space), set=given, trials=2)
+    output, config_path = tmp_path / "search", _config(tmp_path, space)
+    alone = api.tune(tiny_dataset, str(output), config=config_path, set=given, trials=1)
+    assert alone.best.trial == 0 and alone.summary["evidence"] is None
+    tested = json.loads((output / "test.json").read_text())
+    found = api.tune(tiny_dataset, str(output), config=config_path, set=given, trials=2, resume=True)
+    test = json.loads((output / "test.json").read_text())
+    assert test["bundle"] != tested["bundle"] and test["accuracy"] > tested["accuracy"]
     evidence = found.summary["evidence"]
     assert found.best.trial == evidence["trial"] == 1 and evidence["is_better"]
     first, second = (found.choices[place].mean for place in (1, 0))

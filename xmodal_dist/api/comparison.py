@@ -58,7 +58,7 @@ def compare(
             "are not built for label sets; xmodal evaluate shows the prior beside the model"
         )
     plan = comparing.plan(manifest, split, model.specs, fields, baselines, max_rows)
-    predictions = predict_split(bundle, data, output, split, num_workers)
+    predictions = predict_split(bundle, data, storage.join(output, "scoring"), split, num_workers)
     network = comparing.NetworkPredictions(
         ids=predictions.column("id").to_pylist(),
         by_fields={names: _predicted_classes(predictions, names, model) for names in plan.field_sets},

@@ -54,8 +54,10 @@ def evaluate(
     manifest.split_shards(split)
     model = load_bundle(bundle)
     model.require_task(manifest.task, data)
+    # Of each bundle by itself: one that was calibrated anew, or a search's next best, is another.
+    scored = storage.join(output, "scoring", model.fingerprint[:12])
     predictions = predict_split(
-        bundle, data, output, split, num_workers, logits=model.calibration is not None
+        bundle, data, scored, split, num_workers, logits=model.calibration is not None
     )
     outcome = _evaluated(model, predictions)
     details = {
@@ -89,9 +91,7 @@ def predict_split(
     """What a bundle says of the records of a split, also with every subset of the fields; scored on Ray."""
     settings = ScoreSettings(evaluation=True, split=split, logits=logits)
     with runtime.connect():
-        scored = scoring.score(
-            bundle, [data], storage.join(output, "scoring"), settings, num_workers=num_workers
-        )
+        scored = scoring.score(bundle, [data], output, settings, num_workers=num_workers)
     return read_predictions(scored.output)
 
 
