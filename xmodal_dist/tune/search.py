@@ -7,6 +7,7 @@ their place only where they are better beyond chance.
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -138,7 +139,13 @@ def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:
     """
     settings = resolve_algorithm(settings)
     trials = settings.trials or _POPULATIONS.get(settings.scheduler)
-    settings = settings.model_copy(update={"space": settings.space or default_space(run), "trials": trials})
+    warmup_epochs = max(1, math.ceil(run.train.warmup_fraction * run.train.epochs))
+    open_ones = {
+        "space": settings.space or default_space(run),
+        "trials": trials,
+        "grace_epochs": settings.grace_epochs or warmup_epochs,
+    }
+    settings = settings.model_copy(update=open_ones)
     Space(settings.space).check(run)
     return settings
 

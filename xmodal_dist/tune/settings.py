@@ -94,8 +94,9 @@ class SearchSettings(Settings):
             need a number: None takes 32 and 8.
         budget_minutes: no trial begins after these, and those under way end with their epoch.
         seed: of the search's own draws; every trial trains with ``train.seed``.
-        grace_epochs: epochs that every trial gets before ``asha`` may stop it.
-        reduction_factor: ``asha`` and ``hyperband`` keep one of so many trials at each step.
+        grace_epochs: epochs that every trial gets before ``asha`` may stop it; None takes those in which the run's
+            learning rate warms up, whose figures say little.
+        reduction_factor: ``asha`` and ``hyperband`` keep one of so many trials at each look.
         perturbation_epochs: ``pbt`` compares trials at every so many epochs.
         max_concurrent: trials at once, at the most; None takes what the cluster can hold.
         cpus_per_worker: CPUs that each worker of a trial holds.
@@ -115,7 +116,7 @@ class SearchSettings(Settings):
     trials: int | None = Field(None, ge=1)
     budget_minutes: float | None = Field(None, gt=0)
     seed: int = 0
-    grace_epochs: int = Field(1, ge=1)
+    grace_epochs: int | None = Field(None, ge=1)
     reduction_factor: int = Field(2, ge=2)
     perturbation_epochs: int = Field(2, ge=1)
     max_concurrent: int | None = Field(None, ge=1)
