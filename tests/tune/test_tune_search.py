@@ -58,11 +58,11 @@ def searched(tiny_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.slow
 def test_every_trial_ends_once_whatever_becomes_of_it(searched: Path) -> None:
     lines = [json.loads(line) for line in (searched / "trials.jsonl").read_text().splitlines()]
-    repeats = [line for line in lines if line["repeat_of"] is not None]
-    assert {(line["repeat_of"], line["seed"]) for line in repeats} >= {(0, 1)}, (
-        "the run's own settings are always"
-    )
-    assert sorted(line["trial"] for line in lines) == list(range(5 + len(repeats))) and len(repeats) <= 2
+    tried = [line for line in lines if line["repeat_of"] is None and line["state"] != "failed"]
+    top = min(tried, key=lambda line: (-line["metrics"]["accuracy"], line["trial"]))["trial"]
+    repeats = [(line["repeat_of"], line["seed"]) for line in lines if line["repeat_of"] is not None]
+    assert sorted(repeats) == sorted({(0, 1), (top, 1)}), "the best one, and the run's own settings"
+    assert sorted(line["trial"] for line in lines) == list(range(5 + len(repeats)))
     by_number = {line["trial"]: line for line in lines}
     assert (by_number[KILLED]["state"], by_number[KILLED]["reason"]) == ("failed", "crashed")
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -113,6 +114,11 @@ class TrainSettings(Settings):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     fit_rows: int = Field(default=20_000, ge=1)
     collective_timeout_s: int = Field(default=600, ge=1)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs in which the learning rate still rises, at least 1."""
+        return max(1, math.ceil(self.warmup_fraction * self.epochs))
 
     def for_task(self, task: TaskName) -> TrainSettings:
         """The settings with the task's defaults in place of those that nobody set.

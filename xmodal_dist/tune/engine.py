@@ -144,7 +144,7 @@ def _tuner(search: Search, account: _Account, place: str) -> tune.Tuner:
         ),
         tune_config=tune.TuneConfig(
             search_alg=account.searcher,
-            scheduler=make_scheduler(settings, space, _max_epochs(base, space), _past(base, ledger)),
+            scheduler=make_scheduler(settings, space, base.run.train, _past(base, ledger)),
             num_samples=-1,
             # Those that compare trials with each other need to know all of them. Others ask when a trial ends, knowing
             # more each time, but at first for as many as there are at once: actors that begin one after the other cost
@@ -189,11 +189,6 @@ def _past(base: TrialBase, ledger: Ledger) -> list[list[float]]:
             for_each = ({str(name): line[f"val_{name}"], "loss": line["val_loss"]} for line in lines)
             past.append([score_of(metrics, (name,)) for metrics in for_each])
     return past
-
-
-def _max_epochs(base: TrialBase, space: Space) -> int:
-    searched = space.dimensions.get("train.epochs")
-    return int(max([base.run.train.epochs, *(searched.ends if searched else ())]))
 
 
 class _Account(tune.Callback):

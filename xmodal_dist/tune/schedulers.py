@@ -11,6 +11,7 @@ import torch
 from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
 from xmodal_dist.errors import UsageError
+from xmodal_dist.train.settings import TrainSettings
 from xmodal_dist.tune.ledger import Planned
 from xmodal_dist.tune.settings import Dimension, SearchSettings
 from xmodal_dist.tune.space import Space
@@ -24,20 +25,23 @@ _FIXED_WHILE_TRAINING = {"train.epochs", "train.batch_size", "train.lanes", "tra
 
 
 def make_scheduler(
-    settings: SearchSettings, space: Space, max_epochs: int, past: Sequence[Sequence[float]] = ()
+    settings: SearchSettings, space: Space, train: TrainSettings, past: Sequence[Sequence[float]] = ()
 ) -> TrialScheduler:
     """The scheduler of a search.
 
     Args:
         settings: of the search.
         space: what ``pbt`` changes.
-        max_epochs: of a trial.
+        train: the run's own; trials may search its epochs.
         past: scores after each epoch of trials that ended before the search was resumed; ``asha`` compares with them.
     """
+    searched = space.dimensions.get("train.epochs")
+    max_epochs = int(max([train.epochs, *(searched.ends if searched else ())]))
     common: dict[str, Any] = {"metric": SCORE, "mode": "max", "time_attr": _EPOCH}
     inner: TrialScheduler
     if settings.scheduler == "asha":
-        inner = _Halving(looks(settings.grace_epochs or 1, max_epochs), settings.reduction_factor, past)
+        epochs = looks(settings.grace_epochs or train.warmup_epochs, max_epochs)
+        inner = _Halving(epochs, settings.reduction_factor, past)
     elif settings.scheduler == "hyperband":
         inner = HyperBandScheduler(**common, max_t=max_epochs, reduction_factor=settings.reduction_factor)
     elif settings.scheduler == "pbt":

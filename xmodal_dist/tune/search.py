@@ -7,7 +7,6 @@ their place only where they are better beyond chance.
 from __future__ import annotations
 
 import json
-import math
 import time
 from typing import Any, NamedTuple
 
@@ -109,26 +108,13 @@ def search(
     choices, evidence = _choose(base, ledger)
     best = best_seed(choices[0], base.metrics)
     if evidence is None and here.settings.final == "promote":
-        promote(base, [best])
+        promote(base, [best])  # weighing the evidence takes the bundles of both
     bundle = make_bundle(base, here.settings.final, best)
     drop_cache(base)
     summary = summarise(ledger.records, here.space, base, choices, evidence, best, time.time() - began_s)
     payload = json.dumps(summary, indent=1) + "\n"
     storage.write_bytes(storage.join(output, RESULT_NAME), payload.encode())
     return SearchResult(output, bundle, best, choices, summary)
-
-
-def _choose(base: TrialBase, ledger: Ledger) -> tuple[tuple[Choice, ...], Evidence | None]:
-    """All settings, the best first: the run's own, unless others are better beyond chance."""
-    choices, metric = choose(ledger.records.values(), base.metrics), base.metrics[0]
-    own = own_rival(choices, metric)
-    if own is None:
-        return choices, None
-    said = promote(base, [*choices[0].trials, *own.trials])
-    evidence = weigh(choices[0], own, said, metric, task_of(base.manifest.task))
-    if not evidence.is_better:
-        choices = (own, *(choice for choice in choices if choice is not own))
-    return choices, evidence
 
 
 def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:
@@ -139,13 +125,7 @@ def settle(run: RunSettings, settings: SearchSettings) -> SearchSettings:
     """
     settings = resolve_algorithm(settings)
     trials = settings.trials or _POPULATIONS.get(settings.scheduler)
-    warmup_epochs = max(1, math.ceil(run.train.warmup_fraction * run.train.epochs))
-    open_ones = {
-        "space": settings.space or default_space(run),
-        "trials": trials,
-        "grace_epochs": settings.grace_epochs or warmup_epochs,
-    }
-    settings = settings.model_copy(update=open_ones)
+    settings = settings.model_copy(update={"space": settings.space or default_space(run), "trials": trials})
     Space(settings.space).check(run)
     return settings
 
@@ -172,3 +152,16 @@ def _prepare(dataset: str, output: str, run: RunSettings, settings: SearchSettin
         "metrics": metrics,
     }
     return Search(base, settings, space, Ledger(output, identity, resume))
+
+
+def _choose(base: TrialBase, ledger: Ledger) -> tuple[tuple[Choice, ...], Evidence | None]:
+    """All settings, the best first: the run's own, unless others are better beyond chance."""
+    choices, metric = choose(ledger.records.values(), base.metrics), base.metrics[0]
+    own = own_rival(choices, metric)
+    if own is None:
+        return choices, None
+    said = promote(base, [*choices[0].trials, *own.trials])
+    evidence = weigh(choices[0], own, said, metric, task_of(base.manifest.task))
+    if not evidence.is_better:
+        choices = (own, *(choice for choice in choices if choice is not own))
+    return choices, evidence
